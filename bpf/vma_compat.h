@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0 */
+/* The one place where architectures and kernel builds differ; everything else reads plain offsets. */
+#ifndef VMA_COMPAT_H
+#define VMA_COMPAT_H
+
+#define MAPLE_LEAF	1
+#define MAPLE_ARANGE	3
+
+/* User registers of the task in flight, from entry to exit of the kernel. */
+static __always_inline u64 compat_task_regs(void)
+{
+	return (u64)bpf_task_pt_regs(bpf_get_current_task_btf());
+}
+
+#if defined(ARCH_X86_64)
+static __always_inline u64 compat_call_number(u64 regs)
+{
+	u64 nr = 0;
+
+	bpf_probe_read_kernel(&nr, 8, (void *)(regs + OFF_regs_orig_ax));
+	return nr;
+}
+
+static __always_inline u64 compat_stack_pointer(u64 regs)
+{
+	u64 sp = 0;
+
+	bpf_probe_read_kernel(&sp, 8, (void *)(regs + OFF_regs_sp));
+	return sp;
+}
+
+/* A 32-bit call is known by TS_COMPAT in the thread's status (arch/x86/include/asm/thread_info.h). */
+static __always_inline u64 compat_read_call(u64 task, u64 regs, u64 *args, u32 *abi)
+{
+	u64 r[21];
+	u32 status = 0;
+
+	if (bpf_probe_read_kernel(r, sizeof(r), (void *)regs))
+		return ~0ULL;
+	bpf_probe_read_kernel(&status, 4, (void *)(task + OFF_task_thread_status));
+	*abi = status >> 1 & 1;
+	if (*abi) {
+		args[0] = (u32)r[OFF_regs_bx / 8];
+		args[1] = (u32)r[OFF_regs_cx / 8];
+		args[2] = (u32)r[OFF_regs_dx / 8];
+		args[3] = (u32)r[OFF_regs_si / 8];
+		args[4] = (u32)r[OFF_regs_di / 8];
+		args[5] = (u32)r[OFF_regs_bp / 8];
+	} else {
+		args[0] = r[OFF_regs_di / 8];
+		args[1] = r[OFF_regs_si / 8];
+		args[2] = r[OFF_regs_dx / 8];
+		args[3] = r[OFF_regs_r10 / 8];
+		args[4] = r[OFF_regs_r8 / 8];
+		args[5] = r[OFF_regs_r9 / 8];
+	}
+	return r[OFF_regs_orig_ax / 8];
+}
+#elif defined(ARCH_ARM64)
+static __always_inline u64 compat_call_number(u64 regs)
+{
+	u32 nr = 0;
+
+	bpf_probe_read_kernel(&nr, 4, (void *)(regs + OFF_regs_syscallno));
+	return (u64)(long)(int)nr;
+}
+
+static __always_inline u64 compat_stack_pointer(u64 regs)
+{
+	u64 sp = 0;
+
+	bpf_probe_read_kernel(&sp, 8, (void *)(regs + OFF_regs_sp));
+	return sp;
+}
+
+/* x0 holds the result at exit; orig_x0 keeps the first argument. TIF_32BIT is bit 22 of the thread's flags. */
+static __always_inline u64 compat_read_call(u64 task, u64 regs, u64 *args, u32 *abi)
+{
+	u64 r[6], flags = 0;
+
+	if (bpf_probe_read_kernel(r, sizeof(r), (void *)regs))
+		return ~0ULL;
+	bpf_probe_read_kernel(&flags, 8, (void *)(task + OFF_task_thread_flags));
+	*abi = flags >> 22 & 1;
+	bpf_probe_read_kernel(&args[0], 8, (void *)(regs + OFF_regs_orig_x0));
+	args[1] = r[1];
+	args[2] = r[2];
+	args[3] = r[3];
+	args[4] = r[4];
+	args[5] = r[5];
+	return compat_call_number(regs);
+}
+#endif
+#endif
