@@ -99,7 +99,9 @@ _TABLE: tuple[Feature, ...] = (
     Feature(
         "droppable",
         "MAP_DROPPABLE mappings (NORESERVE, WIPEONFORK and DONTDUMP come with it)",
-        Commit("9651fcedf7b9", "mm: add MAP_DROPPABLE for designating always lazily freeable mappings", "v6.11"),
+        Commit(
+            "9651fcedf7b9", "mm: add MAP_DROPPABLE for designating always lazily freeable mappings", "v6.11"
+        ),
         "v6.11",
         _BEHAVIOUR,
     ),
