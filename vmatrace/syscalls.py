@@ -12,7 +12,6 @@ from functools import cache
 from types import MappingProxyType
 from typing import Final
 
-
 NATIVE: Final = 0
 COMPAT: Final = 1
 FAULT_NR: Final = 65535
