@@ -15,13 +15,11 @@ fail() { # message, hint
     exit 3
 }
 
-[ -x "$python" ] || fail "$python: not there" "apt-get install python3 python3-venv"
-if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-    fail "$python: version $("$python" -c 'import platform; print(platform.python_version())'), 3.11 or newer is needed" \
-        "use Debian 12, Ubuntu 24.04 or newer"
-fi
-
 missing_packages() {
+    if ! [ -x "$python" ]; then
+        printf '%s\n' python3 python3-venv python3-bpfcc gcc libc6-dev
+        return
+    fi
     "$python" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
     "$python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("bcc") is None)' || echo python3-bpfcc
     command -v gcc >/dev/null || echo gcc
@@ -36,22 +34,30 @@ install_packages() { # package...
     export DEBIAN_FRONTEND=noninteractive
     # First with the lists at hand: `apt-get update` costs time and is needed once at most.
     apt-get install -y --no-install-recommends "$@" </dev/null >/dev/null 2>&1 && return
-    apt-get update </dev/null >&2
-    apt-get install -y --no-install-recommends "$@" </dev/null >&2
+    apt-get -qq update </dev/null >&2
+    apt-get -qq -o Dpkg::Use-Pty=0 install -y --no-install-recommends "$@" </dev/null >/dev/null
 }
 
-wanted="$("$python" -V) $PWD $(sha256sum <pyproject.toml)"
-[ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && [ -x "$venv/bin/vmatrace" ] && exit 0
+# What an environment was made from: another interpreter, place or list of dependencies makes it stale.
+origin() {
+    printf '%s %s %s\n' "$("$python" -V 2>&1 || true)" "$PWD" "$(sha256sum <pyproject.toml)"
+}
+[ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(origin)" ] && [ -x "$venv/bin/vmatrace" ] && exit 0
 
-mapfile -t missing < <(missing_packages)
+read -r -a missing <<<"$(missing_packages | tr '\n' ' ')"
 if [ "${#missing[@]}" -gt 0 ]; then
     if [ "$(id -u)" -eq 0 ]; then
         install_packages "${missing[@]}"
-    elif [[ " ${missing[*]} " == *" python3-venv "* ]]; then
+    elif [[ " ${missing[*]} " == *" python3"?(-venv)" "* ]]; then
         fail "not root, and missing here: ${missing[*]}" "sudo apt-get install ${missing[*]}"
     else
         echo "note: missing here: ${missing[*]} (sudo apt-get install ${missing[*]}); going on without" >&2
     fi
+fi
+
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    fail "$python: version $("$python" -c 'import platform; print(platform.python_version())'), 3.11 or newer is needed" \
+        "use Debian 12, Ubuntu 24.04 or newer"
 fi
 
 # A moved checkout or another interpreter leaves a broken environment behind: start afresh.
@@ -64,4 +70,4 @@ if [ ! -e "$venv" ]; then
 fi
 echo "installing vmatrace and its tools into $venv" >&2
 "$venv/bin/python" -m pip install -qq --disable-pip-version-check -e '.[dev]' </dev/null
-printf '%s\n' "$wanted" >"$stamp"
+origin >"$stamp"
