@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "vmatrace"
 
 # Top to bottom: a module may import from its own row and from the rows before it.
 LAYERS = (
-    ("schema", "errors", "btf", "resources"),
+    ("schema", "errors", "btf", "resources", "syscalls"),
     ("kernel",),
     ("vma", "rules", "simulator", "scenario"),
     ("tracefile", "ingest", "timeline"),

@@ -1,0 +1,158 @@
+"""Writes the pages of docs/ that are made from the code, and checks that they are up to date."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vmatrace.kernel import Commit
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+ACCEPT = "make docs"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table; cell text is kept on one line."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        cells = (" ".join(str(cell).split()).replace("|", "\\|") for cell in row)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def page(title: str, source: str, *parts: str) -> str:
+    return "\n".join([f"<!-- Made from {source} by `{ACCEPT}`; do not edit. -->", f"# {title}\n", *parts])
+
+
+def cited(commit: Commit | None) -> str:
+    return f"{commit.id} {commit.subject} ({commit.version})" if commit else ""
+
+
+def trace_format() -> str:
+    from vmatrace import schema
+
+    def fields(of: Iterable[schema.Field]) -> str:
+        rows = ((f"`{f.name}`", f.type, f.role, f.doc + (" (an opaque id)" if f.pointer else "")) for f in of)
+        return table(("field", "type", "role", "what"), rows)
+
+    roles = (
+        "A trace is an Arrow IPC stream. Role *predicted*: replay predicts the field and compares; *input*:\n"
+        "replay takes it from the trace, within checks; *informational*: nothing is decided by it.\n"
+    )
+    parts = [roles]
+    for name, of in schema.TABLES.items():
+        parts += [f"## Table `{name}`\n", fields(of)]
+    for name, of in schema.ROW_TABLES.items():
+        parts += [f"## Rows of type `{name}`\n", fields(of)]
+    return page(f"Trace format, schema {schema.SCHEMA_VERSION}", "vmatrace/schema.py", *parts)
+
+
+def features() -> str:
+    from vmatrace.kernel import FEATURES, NAMED
+
+    rows = (
+        (
+            f"`{f.id}`",
+            f.summary,
+            f.since,
+            f"{f.commit.id} {f.commit.subject}" if f.commit else "not known",
+            f.sign,
+        )
+        for f in FEATURES.values()
+    )
+    sets = (
+        (f"`{name}`", s.label, ", ".join(f"`{id}`" for id in s.features if s.has(id)))
+        for name, s in NAMED.items()
+    )
+    return page(
+        "Features of kernels, and the named rule sets",
+        "vmatrace/kernel",
+        "A feature is one fact about a kernel - yes, no or unknown - that switches rules; it is never derived\n"
+        "from a version number.\n",
+        table(("feature", "what", "since", "commit", "how it is found"), rows),
+        "## Rule sets\n",
+        "*measured*: a kernel of it was run; *read*: its source was read only.\n",
+        table(("name", "label", "features"), sets),
+    )
+
+
+def rules() -> str:
+    import vmatrace.simulator
+    from vmatrace.rules.registry import RULES
+
+    assert vmatrace.simulator  # its import fills the registry
+    parts = []
+    for module in dict.fromkeys(rule.module for rule in RULES.values()):
+        rows = (
+            (
+                f"`{r.id}`" + (" (unobservable)" if r.unobservable else ""),
+                r.sentence,
+                f"`{r.kernel_function}`",
+                cited(r.commit),
+                (f"with `{r.feature}`" if r.feature else "") + (f" until `{r.until}`" if r.until else ""),
+            )
+            for r in RULES.values()
+            if r.module == module
+        )
+        parts += [f"## `{module}`\n", table(("rule", "says", "kernel function", "commit", "in force"), rows)]
+    return page("The rules", "vmatrace/rules", *parts)
+
+
+def commands() -> str:
+    from vmatrace.cli import COMMANDS
+
+    parts = [f"```\n{help_text()}```\n"]
+    for entry in COMMANDS:
+        parts += [f"## {entry.name}\n", f"{entry.summary}\n", f"```\n{help_text(entry.name)}```\n"]
+    return page("Commands", "the help texts", *parts)
+
+
+def help_text(*words: str) -> str:
+    command = [sys.executable, "-m", "vmatrace", *words, "--help"]
+    # typer reads the terminal's width; a page must not depend on it.
+    environment = {**os.environ, "COLUMNS": "100", "LINES": "50"}
+    return subprocess.check_output(command, text=True, cwd=ROOT, env=environment)
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "trace-format.md": trace_format,
+    "features.md": features,
+    "rules.md": rules,
+    "commands.md": commands,
+}
+
+
+def differences(name: str) -> str:
+    """What differs between a page and what the code says, as a unified diff; empty where nothing does."""
+    path = DOCS / name
+    old = path.read_text() if path.exists() else ""
+    new = PAGES[name]()
+    lines = difflib.unified_diff(
+        old.splitlines(), new.splitlines(), f"docs/{name}", "from the code", lineterm="", n=0
+    )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="write the pages (default: say what differs)")
+    if parser.parse_args().write:
+        DOCS.mkdir(exist_ok=True)
+        for name, make in PAGES.items():
+            (DOCS / name).write_text(make())
+        return 0
+    found = [text for name in PAGES if (text := differences(name))]
+    print("\n".join(found))
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
