@@ -75,8 +75,8 @@ def features() -> str:
     return page(
         "Features of kernels, and the named rule sets",
         "vmatrace/kernel",
-        "A feature is one fact about a kernel - yes, no or unknown - that switches rules; it is never derived\n"
-        "from a version number.\n",
+        "A feature is one fact about a kernel - yes, no or unknown - that switches rules; it is never\n"
+        "derived from a version number.\n",
         table(("feature", "what", "since", "commit", "how it is found"), rows),
         "## Rule sets\n",
         "*measured*: a kernel of it was run; *read*: its source was read only.\n",
