@@ -111,22 +111,30 @@ def rule_set(text: str, auto: RuleSet | None = None) -> RuleSet:
     return base.changed(text, **values) if values else base
 
 
+# A stable kernel takes fixes in and drops what mainline dropped later; it never loses anything else.
+_TAKEN_BACK = frozenset(word[1:] for *_, delta in _RELEASES for word in delta.split() if word.startswith("-"))
+_UNLIKELY = 10
+
+
 def nearest_release(features: Mapping[str, bool | None]) -> tuple[str, tuple[str, ...]]:
-    """The named release that differs least, and the edits (``+id``, ``-id``) from it to ``features``.
+    """The named release that a kernel most likely grew from, and the edits (``+id``, ``-id``) to it.
 
     Features with an unknown value do not count. Of equally near releases the newest is taken.
     """
-    best: tuple[str, tuple[str, ...]] | None = None
-    for name, candidate in NAMED.items():
-        edits = tuple(
+
+    def edits(release: RuleSet) -> tuple[str, ...]:
+        return tuple(
             ("+" if features[key] else "-") + key
             for key in FEATURES
-            if features.get(key) is not None and features[key] != candidate.features[key]
+            if features.get(key) is not None and features[key] != release.features[key]
         )
-        if best is None or len(edits) <= len(best[1]):
-            best = (name, edits)
-    assert best is not None
-    return best
+
+    def cost(name: str) -> int:
+        lost = [edit[1:] for edit in edits(NAMED[name]) if edit.startswith("-")]
+        return len(edits(NAMED[name])) + _UNLIKELY * len(set(lost) - _TAKEN_BACK)
+
+    best = min(reversed(list(NAMED)), key=cost)
+    return best, edits(NAMED[best])
 
 
 def _check_ids(values: Mapping[str, bool | None]) -> None:
