@@ -35,7 +35,9 @@ int main(int argc, char **argv)
 	pthread_attr_t attributes;
 
 	/* The heap is there from the start, --baseline included. */
-	free(malloc(64 + argc));
+	void *volatile heap = malloc(64);
+
+	free(heap);
 	wl_start(argc, argv, "threads");
 	pthread_barrier_init(&start, NULL, THREADS + 1);
 	for (long i = 0; i < THREADS; i++) {
