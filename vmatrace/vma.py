@@ -286,6 +286,10 @@ class AddressSpace:
         """Start keeping what is needed to undo."""
         self._journal = []
 
+    def commit(self) -> None:
+        """Stop keeping what is needed to undo."""
+        self._journal = None
+
     def undo(self) -> None:
         """Take back everything since ``begin``."""
         journal, self._journal = self._journal or [], None

@@ -134,12 +134,26 @@ class MmState:
     ksm: bool = False
     #: PR_SET_MDWE refuse-exec-gain.
     mdwe: bool = False
-    #: MMF_HAS_MDWE_NO_INHERIT is not modelled: it decides at fork only.
+    #: Protection keys allocated (bit n: key n).
     pkeys: int = 1
 
     def copy(self) -> MmState:
         """An independent copy."""
         return replace(self)
+
+    def snapshot(self) -> tuple[int | bool, ...]:
+        """All fields as a tuple, for ``restore``."""
+        return (
+            self.map_count, self.total_vm, self.data_vm, self.stack_vm, self.exec_vm, self.locked_vm, self.def_flags,
+            self.start_brk, self.brk, self.start_data, self.end_data, self.ksm, self.mdwe, self.pkeys,
+        )  # fmt: skip
+
+    def restore(self, fields: tuple[int | bool, ...]) -> None:
+        """Set all fields to a snapshot."""
+        (
+            self.map_count, self.total_vm, self.data_vm, self.stack_vm, self.exec_vm, self.locked_vm, self.def_flags,
+            self.start_brk, self.brk, self.start_data, self.end_data, self.ksm, self.mdwe, self.pkeys,
+        ) = fields  # type: ignore[assignment]  # fmt: skip
 
 
 class Merge(NamedTuple):
