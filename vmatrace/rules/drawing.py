@@ -1,0 +1,48 @@
+"""Draws layouts on a page ruler, as commit messages of the kernel do; text in, nothing printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vmatrace.vma import Vma
+
+# A gap or VMA longer than this many pages is drawn shortened, so that a line stays readable.
+_LONGEST = 12
+
+
+def draw(layouts: Sequence[tuple[str, Sequence[Vma]]], shift: int = 12) -> list[str]:
+    """Lines that show each labelled layout to one scale: a VMA is a run of letters, equal letters equal attributes.
+
+    The ruler below marks page numbers (hex) at each boundary; long stretches are shortened to ``~``.
+    """
+    edges = sorted({edge for _, vmas in layouts for vma in vmas for edge in (vma.start, vma.end)})
+    if not edges:
+        return [f"{label}: (no VMA)" for label, _ in layouts]
+    columns: dict[int, int] = {edges[0]: 0}
+    for low, high in zip(edges, edges[1:], strict=False):
+        columns[high] = columns[low] + max(2, min(_LONGEST, (high - low) >> shift) * 2)
+    letters: dict[tuple[object, ...], str] = {}
+    width = max(len(label) for label, _ in layouts)
+    lines = [f"{label:<{width}}  {_layout(vmas, columns, letters)}".rstrip() for label, vmas in layouts]
+    return [*lines, f"{'':<{width}}  {_ruler(columns, shift)}"]
+
+
+def _layout(vmas: Sequence[Vma], columns: dict[int, int], letters: dict[tuple[object, ...], str]) -> str:
+    text = ""
+    for vma in vmas:
+        key = (vma.flags, vma.file, vma.anon_vma, vma.policy, vma.uffd, vma.name)
+        letter = letters.setdefault(key, chr(ord("a") + len(letters) % 26))
+        text = text.ljust(columns[vma.start])
+        span = columns[vma.end] - columns[vma.start]
+        text += "|" + letter * (span - 1)
+        if not any(other.start == vma.end for other in vmas):
+            text += "|"
+    return text
+
+
+def _ruler(columns: dict[int, int], shift: int) -> str:
+    text = ""
+    for edge, column in columns.items():
+        if column >= len(text) + (1 if text else 0):
+            text = text.ljust(column) + f"{edge >> shift:x}"
+    return text
