@@ -145,6 +145,10 @@ class Btf:
         type_id = self._find(name, (rec.FUNC,))
         return None if type_id is None else self._prototype(name, self._field(type_id, 2))
 
+    def function_id(self, name: str) -> int | None:
+        """The number of a function's type, by which BPF programs are attached to it."""
+        return self._find(name, (rec.FUNC,))
+
     def tracepoint(self, name: str) -> Function | None:
         """The arguments of a tracepoint as a raw tracepoint program gets them; None where it is unknown.
 
