@@ -51,7 +51,9 @@ def build(wanted: list[str] | None = None, into: Path | None = None) -> dict[str
 
 def _compile(name: str, directory: Path) -> Path | None:
     source, target = HERE / f"{name}.c", directory / name
-    newest = max(source.stat().st_mtime, (HERE / "workload.h").stat().st_mtime, Path(__file__).stat().st_mtime)
+    newest = max(
+        source.stat().st_mtime, (HERE / "workload.h").stat().st_mtime, Path(__file__).stat().st_mtime
+    )
     if target.exists() and target.stat().st_mtime >= newest:
         return target
     # Built aside and renamed: a test that runs at the same time never sees half a program.
