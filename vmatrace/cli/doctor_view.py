@@ -117,7 +117,7 @@ def layer_state(trials: tuple[Trial, ...]) -> str:
 
 
 def _layers(diagnosis: Diagnosis) -> Iterator[tuple[str, str, tuple[Trial, ...]]]:
-    """Each layer with its state; both read offsets from BTF and are loaded by bcc, so one blocker stops both."""
+    """Each layer with its state: both read offsets from BTF and need bcc, so a blocker stops both."""
     blocker = diagnosis.blocker
     for name, trials in (("operations", diagnosis.operations), ("decisions", diagnosis.decisions)):
         yield name, layer_state(trials) if blocker is None else "unusable", trials
