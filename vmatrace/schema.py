@@ -82,8 +82,6 @@ ROW_BITS: Final = {
     "ROW_CLOSE": 2,  # vm_ops->close is set
     "ROW_FORKED": 4,  # anon_vma_chain holds more than one entry
     "ROW_EXTRA": 8,  # a CELL_EXTRA follows
-    "ROW_HOOK_MMAP": 16,  # f_op->mmap is set
-    "ROW_HOOK_MMAP_PREPARE": 32,  # f_op->mmap_prepare is set
 }
 
 COVER_FLAGS: Final = {
@@ -95,13 +93,13 @@ COVER_FLAGS: Final = {
 
 MISC: Final = {
     "SECTION_PARTIAL": 1,  # more cells of the same write section follow in the next record
-    "ROW_HOOK_SHIFT": 4,
     "COUNT_RECORDS": 0,
     "COUNT_LOST": 1,
     "COUNT_NO_SPACE": 2,
     "COUNT_MAX": 4,
     "SETTING_ALL": 0,
     "FILE_PATH": 1024,
+    "FILE_BYTES": 1144,
 }
 
 # ---- the trace file ----------------------------------------------------------------------------------------
@@ -140,7 +138,7 @@ VMA_FIELDS: Final = (
     _f("end", "u64", PREDICTED, "vm_end, bytes, exclusive"),
     _f("flags", "u64", PREDICTED, "vm_flags"),
     _f("pgoff", "u64", PREDICTED, "vm_pgoff, pages"),
-    _f("bits", "u32", PREDICTED, "ROW_BITS: anonymous, close hook, forked, hooks of the file"),
+    _f("bits", "u32", PREDICTED, "ROW_BITS: anonymous, close hook, forked"),
     _f("object", "u64", PREDICTED, "the vm_area_struct", pointer=True),
     _f("anon_vma", "u64", PREDICTED, "anon_vma or 0", pointer=True),
     _f("file", "u64", PREDICTED, "vm_file or 0; described in the table files", pointer=True),
@@ -262,6 +260,7 @@ def c_header() -> str:
         "\tu64 tag;",
         "\tchar path[FILE_PATH];",
         "\tu64 pad[7];",
+        "\tu64 used;	/* not sent */",
         "};",
     ]
     return "\n".join(lines) + "\n"

@@ -1,0 +1,324 @@
+"""Cells from the ring buffer -> columns for the trace file, with kernel pointers made opaque.
+
+Everything is done on whole arrays; only records cut in parts, files and losses are handled one by one.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vmatrace.capture.ring import FILE_CELLS, Places, Words
+from vmatrace.schema import CELLS, KINDS, ROW_BITS
+
+Column = Any
+Columns = dict[str, Column]
+Array = npt.NDArray[Any]
+
+_LOW32 = np.uint64(0xFFFFFFFF)
+_BYTE = np.uint64(8)
+_HALF = np.uint64(32)
+
+
+class Cloak:
+    """A keyed permutation of 64-bit words that keeps 0: the same pointer gives the same id, and none gives it away.
+
+    Rounds of multiply by a secret odd number and shift-xor; the key lives in this object alone.
+    """
+
+    def __init__(self) -> None:
+        self._keys = [np.uint64(secrets.randbits(64) | 1) for _ in range(2)]
+        self._salt = np.uint64(secrets.randbits(64))
+
+    def __call__(self, words: Array) -> Array:
+        """Opaque ids of the pointers ``words`` (uint64)."""
+        null = words == 0
+        out = words ^ self._salt
+        with np.errstate(over="ignore"):
+            for key in self._keys:
+                out *= key
+                out ^= out >> _HALF
+        out[null] = 0
+        return out
+
+
+class Decoder:
+    """Turns runs of cells into tables. Keeps the parts of records still incomplete, and the running index."""
+
+    def __init__(self, cloak: Cloak) -> None:
+        self.cloak = cloak
+        self.records = 0
+        self._parts: dict[tuple[int, int], list[Words]] = {}
+
+    def decode(self, words: Words, heads: Places) -> dict[str, Columns]:
+        """Tables of all records in ``words``; a write section cut in parts appears with its last part."""
+        index = np.arange(2 * self.records + 2, 2 * (self.records + len(heads)) + 2, 2, dtype=np.uint64)
+        self.records += len(heads)
+        word1 = words[1][heads]
+        kind = word1.astype(np.uint8)
+        in_section = _any_of(kind, "SECTION", "EXEC", "LAST")
+        partial = in_section & ((word1 >> _BYTE).astype(np.uint8) & 1 != 0)
+        if partial.any() or self._parts:
+            words, heads, index = self._join(words, heads, index, in_section, partial)
+            kind = words[1][heads].astype(np.uint8)
+            in_section = _any_of(kind, "SECTION", "EXEC", "LAST")
+        decoders: list[tuple[str, Array, Callable[[Words, Places, Array], Columns]]] = [
+            ("sections", in_section, self._sections),
+            ("calls", kind == KINDS["CALL"], _calls),
+            ("tasks", _any_of(kind, "FORK", "SPACE_END", "TASK_EXIT"), _tasks),
+            ("faults", kind == KINDS["ANON_VMA"], _faults),
+            ("files", kind == KINDS["FILE"], self._files),
+        ]
+        tables = {}
+        for name, chosen, decode in decoders:
+            places = np.flatnonzero(chosen)
+            if len(places):
+                tables[name] = decode(words, heads[places], index[places])
+        return tables
+
+    def _join(
+        self, words: Words, heads: Places, index: Array, in_section: Array, partial: Array
+    ) -> tuple[Words, Places, Array]:
+        """Put the earlier parts of write sections in front of their last part's cells."""
+        pieces: list[Words] = []
+        lengths: list[int] = []
+        kept: list[int] = []
+        ends = [*heads[1:].tolist(), words.shape[1]]
+        for at, (head, end) in enumerate(zip(heads.tolist(), ends, strict=True)):
+            body = words[:, head:end]
+            if in_section[at]:
+                key = (int(words[3, head]) & 0xFFFFFFFF, int(words[3, head]) >> 32)
+                if partial[at]:
+                    self._parts.setdefault(key, []).append(body[:, 1:].copy())
+                    continue
+                if key in self._parts:
+                    body = np.concatenate([body[:, :1], *self._parts.pop(key), body[:, 1:]], axis=1)
+            pieces.append(body)
+            lengths.append(body.shape[1])
+            kept.append(at)
+        joined = np.concatenate(pieces, axis=1) if pieces else words[:, :0]
+        return joined, np.cumsum([0, *lengths])[:-1].astype(np.int64), index[kept]
+
+    def _sections(self, words: Array, heads: Array, index: Array) -> Columns:
+        """The write sections, their rows, covers and evidence as nested lists."""
+        many = len(heads)
+        tag = words[0].astype(np.uint8)
+        tag[heads] = 0
+        _blank_file_bodies(tag, words)
+        is_head = np.zeros(len(tag), dtype=np.int32)
+        is_head[heads] = 1
+        owner = np.cumsum(is_head) - 1
+        found = {name: np.flatnonzero(tag == CELLS[f"CELL_{name}"]) for name in ("BEFORE", "AFTER", "COVER", "EVIDENCE")}
+        cover_role = (words[0][found["COVER"]] >> _BYTE).astype(np.uint8)
+        covers = {name: found["COVER"][cover_role == CELLS[f"CELL_{name}"]] for name in ("BEFORE", "AFTER")}
+        word1 = words[1][heads]
+        kind = word1.astype(np.uint8)
+        columns = _common(words, heads, index) | {
+            "kind": kind,
+            "op_class": (word1 >> np.uint64(16)).astype(np.uint8),
+            "abi": (word1 >> np.uint64(24)).astype(np.uint8),
+            "nr": (word1 >> _HALF).astype(np.uint16),
+            "brk": words[6][heads],
+        }
+        if (kind == KINDS["EXEC"]).any():
+            columns["comm"] = _comms(kind, words[7][heads])
+        edge = _edge_cover(words, covers["BEFORE"], owner, many, last=False)
+        for name, word in (("acquired", 3), ("def_flags", 4), ("mm_flags", 5), ("brk_before", 6), ("start_brk", 7)):
+            columns[name] = edge(word)
+        edge = _edge_cover(words, covers["AFTER"], owner, many, last=True)
+        columns["map_count"] = edge(3).astype(np.uint32)
+        for name, word in (("total_vm", 4), ("data_vm", 5), ("stack_vm", 6), ("locked_vm", 7)):
+            columns[name] = edge(word)
+        for name in ("BEFORE", "AFTER"):
+            rows, cover = found[name], covers[name]
+            columns[name.lower()] = (_offsets(owner[rows], many), self._rows(words, rows))
+            columns[f"{name.lower()}_cover"] = (
+                _offsets(owner[cover], many),
+                {
+                    "start": words[1][cover],
+                    "end": words[2][cover],
+                    "flags": (words[0][cover] >> np.uint64(16)).astype(np.uint8),
+                    "rows": (words[0][cover] >> _HALF).astype(np.uint32),
+                },
+            )
+        columns["evidence"] = self._evidence(words, found["EVIDENCE"], owner, many)
+        return columns
+
+    def _rows(self, words: Array, rows: Array) -> Columns:
+        """VMA cells at the positions ``rows``, with the attributes of extra cells behind some."""
+        many = len(rows)
+        bits = (words[0][rows] >> _HALF).astype(np.uint32)
+        pointers = self.cloak(words[5:8, rows])
+        columns: Columns = {
+            "start": words[1][rows],
+            "end": words[2][rows],
+            "flags": words[3][rows],
+            "pgoff": words[4][rows],
+            "bits": bits & np.uint32(ROW_BITS["ROW_EXTRA"] - 1),
+            "object": pointers[0],
+            "anon_vma": pointers[1],
+            "file": pointers[2],
+        }
+        has_extra = np.flatnonzero(bits & np.uint32(ROW_BITS["ROW_EXTRA"]))
+        if len(has_extra):
+            extra = words[:, np.minimum(rows[has_extra] + 1, words.shape[1] - 1)]
+            columns["uffd"] = np.zeros(many, dtype=np.uint64)
+            columns["uffd"][has_extra] = self.cloak(extra[1])
+            columns["policy"] = np.zeros(many, dtype=np.uint64)
+            columns["policy"][has_extra] = extra[2]
+            columns["name"] = _texts(many, has_extra, np.ascontiguousarray(extra[3:8].T))
+        return columns
+
+    def _evidence(self, words: Array, places: Array, owner: Array, many: int) -> tuple[Array, Columns]:
+        """Evidence cells hold one or two events each: laid out in pairs, then the absent halves taken out."""
+        tags = words[0][places]
+        what = np.empty((len(places), 2), dtype=np.uint8)
+        what[:, 0] = tags >> _BYTE
+        what[:, 1] = tags >> np.uint64(16)
+        flat = what.reshape(-1)
+        there = np.flatnonzero(flat)
+        pairs = np.empty((3, len(places), 2), dtype=np.uint64)
+        pairs[:, :, 0] = words[1:4, places]
+        pairs[:, :, 1] = words[4:7, places]
+        events = pairs.reshape(3, -1)[:, there]
+        offsets = _offsets(owner[places][there >> 1], many)
+        return offsets, {
+            "what": flat[there],
+            "object": self.cloak(events[0]),
+            "start": events[1],
+            "end": events[2],
+        }
+
+    def _files(self, words: Words, heads: Places, index: Array) -> Columns:
+        paths = []
+        for head in heads.tolist():
+            body = np.ascontiguousarray(words[:, head : head + FILE_CELLS].T).tobytes()
+            used = int(words[1, head]) >> 32
+            paths.append(path_of(body[72 : 72 + used].split(b"\0")[:-1], int(words[0, head + 1]) >> 8))
+        word5, word6 = words[5][heads], words[6][heads]
+        return {
+            "index": index,
+            "time": words[2][heads],
+            "cpu": word5.astype(np.uint16),
+            "cpu_seq": (word5 >> np.uint64(16)).astype(np.uint32),
+            "file": self.cloak(words[3][heads]),
+            "ino": words[4][heads],
+            "dev": word6.astype(np.uint32),
+            "mode": (word6 >> _HALF).astype(np.uint16),
+            "fs_magic": words[7][heads].astype(np.uint32),
+            "hooks": (words[1][heads] >> _BYTE).astype(np.uint8),
+            "path": paths,
+        }
+
+
+def path_of(names: list[bytes], bits: int) -> str:
+    """A path from its names, leaf first, as /proc/PID/maps would show it (before escaping).
+
+    ``bits``: 1 the name is unhashed (deleted), 2 its dentry has operations (pseudo file systems name themselves).
+    """
+    parts = [name for name in reversed(names) if name and name != b"/"]
+    text = b"/" + b"/".join(parts)
+    if bits & 1:
+        text += b" (deleted)"
+    return text.decode("utf-8", "backslashreplace")
+
+
+def _any_of(kind: Array, *names: str) -> Array:
+    chosen = kind == KINDS[names[0]]
+    for name in names[1:]:
+        chosen |= kind == KINDS[name]
+    return chosen
+
+
+def _blank_file_bodies(tag: Array, words: Array) -> None:
+    """Text inside file records must not be taken for tags."""
+    heads = np.flatnonzero(tag & 1 == 0)
+    files = heads[words[1][heads].astype(np.uint8) == KINDS["FILE"]]
+    for place in files.tolist():
+        tag[place + 1 : place + FILE_CELLS] = 0
+
+
+def _common(words: Array, heads: Array, index: Array) -> Columns:
+    """The columns all records share (schema.py: when and who)."""
+    word3, word4, word5 = words[3][heads], words[4][heads], words[5][heads]
+    return {
+        "index": index,
+        "time": words[2][heads],
+        "cpu": word5.astype(np.uint16),
+        "cpu_seq": (word5 >> np.uint64(16)).astype(np.uint32),
+        "space": word3.astype(np.uint32),
+        "seq": (word3 >> _HALF).astype(np.uint32),
+        "pid": (word4 >> _HALF).astype(np.uint32),
+        "tid": word4.astype(np.uint32),
+    }
+
+
+def _calls(words: Array, heads: Array, index: Array) -> Columns:
+    word1 = words[1][heads]
+    return _common(words, heads, index) | {
+        "op_class": (word1 >> np.uint64(16)).astype(np.uint8),
+        "abi": (word1 >> np.uint64(24)).astype(np.uint8),
+        "nr": (word1 >> _HALF).astype(np.uint16),
+        "result": words[6][heads].view(np.int64),
+        **{f"arg{n}": words[1 + n][heads + 1] for n in range(6)},
+    }
+
+
+def _faults(words: Array, heads: Array, index: Array) -> Columns:
+    return _common(words, heads, index) | {"in_section": words[6][heads].astype(np.uint8)}
+
+
+def _tasks(words: Array, heads: Array, index: Array) -> Columns:
+    kind, word6 = words[1][heads].astype(np.uint8), words[6][heads]
+    fork = kind == KINDS["FORK"]
+    names = ("map_count", "total_vm", "data_vm", "stack_vm", "locked_vm", "def_flags", "brk")
+    return _common(words, heads, index) | {
+        "kind": kind,
+        "parent_space": np.where(fork, word6 & _LOW32, 0),
+        "parent_seq": np.where(fork, word6 >> _HALF, 0),
+        "parent_tid": np.where(fork, words[7][heads] & _LOW32, 0),
+        "exit_code": np.where(kind == KINDS["TASK_EXIT"], word6, 0),
+        **{name: np.where(fork, words[1 + n][heads + 1], 0) for n, name in enumerate(names)},
+    }
+
+
+def _offsets(owner: Array, many: int) -> Array:
+    """List offsets (int32) of children whose parents ``owner`` are in order."""
+    out = np.zeros(many + 1, dtype=np.int32)
+    np.cumsum(np.bincount(owner, minlength=many), out=out[1:])
+    return out
+
+
+def _edge_cover(words: Array, found: Array, owner: Array, many: int, *, last: bool) -> Callable[[int], Array]:
+    """A word of the first or last of each section's cover cells; 0 where it has none."""
+    owners = owner[found]
+    if len(found) == many and bool((owners == np.arange(many)).all()):
+        return lambda word: words[word][found]
+    place = np.searchsorted(owners, np.arange(many), side="right" if last else "left") - (1 if last else 0)
+    place = np.clip(place, 0, max(len(found) - 1, 0))
+    there = owners[place] == np.arange(many) if len(found) else np.zeros(many, dtype=bool)
+
+    def word_of(word: int) -> Array:
+        out = np.zeros(many, dtype=np.uint64)
+        out[there] = words[word][found[place[there]]]
+        return out
+
+    return word_of
+
+
+def _comms(kind: Array, arg: Array) -> list[str]:
+    """The first 8 bytes of the task's name for EXEC sections, empty for others."""
+    execs = np.flatnonzero(kind == KINDS["EXEC"])
+    return _texts(len(kind), execs, arg[execs].reshape(-1, 1))
+
+
+def _texts(many: int, places: Array, rows: Array) -> list[str]:
+    """NUL-ended text held in rows of words, put at ``places`` of ``many`` texts."""
+    texts = [""] * many
+    for place, row in zip(places.tolist(), rows, strict=True):
+        texts[place] = row.tobytes().split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
+    return texts

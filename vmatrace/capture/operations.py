@@ -1,0 +1,137 @@
+"""The operations layer on the running kernel: load, attach, choose what is traced, read records and snapshots.
+
+Holds no policy of a recording (when it ends, where it goes): that is session.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vmatrace import btf as kernel_btf
+from vmatrace.capture.bcc import Program
+from vmatrace.capture.headers import write_headers
+from vmatrace.capture.ring import RingReader, Words
+from vmatrace.resources import bpf_dir
+from vmatrace.schema import MISC, OP_CLASSES
+from vmatrace.syscalls import architecture, op_classes
+
+TRACEPOINTS = (
+    "mmap_lock_acquire_returned",
+    "mmap_lock_released",
+    "vm_unmapped_area",
+    "sys_exit",
+    "ma_write",
+    "kmem_cache_alloc",
+    "kmem_cache_free",
+    "sched_process_fork",
+    "sched_process_exec",
+    "sched_process_exit",
+    "exit_mmap",
+)
+SNAPSHOT_WORDS = 24
+FIRST_OWN_SPACE = 1 << 24
+"""Address spaces registered from here get numbers from this one on; those registered in BPF count from 1."""
+
+
+class Operations:
+    """A loaded operations layer. ``attach`` arms it; ``close`` detaches everything."""
+
+    def __init__(self, *, ring_bytes: int = 16 << 20, max_spaces: int = 1024) -> None:
+        btf = kernel_btf.load()
+        page = os.sysconf("SC_PAGE_SIZE")
+        with tempfile.TemporaryDirectory(prefix="vmatrace-") as folder:
+            root = write_headers(Path(folder), btf, ring_pages=ring_bytes // page, max_spaces=max_spaces)
+            os.environ["BCC_KERNEL_SOURCE"] = str(root)
+            try:
+                source = (bpf_dir() / "operations.c").read_text()
+                self.program = Program(source, (root, bpf_dir()))
+            finally:
+                del os.environ["BCC_KERNEL_SOURCE"]
+        self._spaces = self.program.table("spaces")
+        self._tgids = self.program.table("traced_tgids")
+        self._next_space = FIRST_OWN_SPACE
+        self._load()
+        self.ring = RingReader(self.program.table("ring").map_fd, ring_bytes)
+
+    def _load(self) -> None:
+        program = self.program
+        walker = program.table("walker")
+        for slot, name in enumerate(("walk", "describe_files")):
+            walker[slot] = ctypes.c_int(program.load(name).fd)
+        for tracepoint in TRACEPOINTS:
+            program.load(f"on_{tracepoint}")
+        self._iterator = program.load("bpf_iter__task_vma", tracing=True).fd
+        classes = program.table("op_classes")
+        for (abi, nr), name in op_classes(architecture(platform.machine())).items():
+            classes[nr | (1024 if abi else 0)] = ctypes.c_uint8(OP_CLASSES[name])
+
+    def attach(self) -> None:
+        """Arm all hooks."""
+        for tracepoint in TRACEPOINTS:
+            self.program.attach(tracepoint, f"on_{tracepoint}")
+
+    def trace_process(self, pid: int) -> None:
+        """From its next exec on, trace this thread group; its present address space needs `register`."""
+        self._tgids[ctypes.c_uint32(pid)] = ctypes.c_uint32(1)
+
+    def trace_all(self) -> None:
+        """Trace every exec and each child of a traced address space."""
+        self.program.table("settings")[MISC["SETTING_ALL"]] = ctypes.c_uint64(1)
+
+    def stop_following(self) -> None:
+        """Let new images of descendants go: only registered address spaces stay traced."""
+        self.program.table("settings")[MISC["SETTING_ALL"]] = ctypes.c_uint64(0)
+
+    def register(self, mm: int) -> int:
+        """Start tracing the address space at kernel address ``mm``; return its number."""
+        blank = self._spaces.Leaf()
+        blank.id = self._next_space
+        self._next_space += 1
+        self._spaces[ctypes.c_uint64(mm)] = blank
+        return int(blank.id)
+
+    def registered(self) -> list[int]:
+        """Kernel addresses of the address spaces traced now."""
+        return [int(key.value) for key in self._spaces.keys()]
+
+    def space_seqs(self) -> list[tuple[int, int]]:
+        """Number and write sections so far of the address spaces that are alive."""
+        return [(int(leaf.id), int(leaf.seq)) for leaf in self._spaces.values()]
+
+    def snapshot(self) -> Words:
+        """All VMAs of all traced thread groups, a row of SNAPSHOT_WORDS words each."""
+        data = self.program.read_iterator(self._iterator)
+        whole = len(data) // (8 * SNAPSHOT_WORDS) * SNAPSHOT_WORDS * 8
+        return np.frombuffer(data[:whole], dtype=np.uint64).reshape(-1, SNAPSHOT_WORDS)
+
+    def counts(self) -> dict[str, list[int]]:
+        """Counters by name, a number per CPU: records made, records lost, address spaces that found no room."""
+        table = self.program.table("counts")
+        names = {"records": "COUNT_RECORDS", "lost": "COUNT_LOST", "no_space": "COUNT_NO_SPACE"}
+        return {name: [int(value) for value in table[MISC[key]]] for name, key in names.items()}
+
+    def detach(self) -> None:
+        """Disarm all hooks; what the ring holds can still be read."""
+        self.program.detach()
+
+    def close(self) -> None:
+        """Detach and unload."""
+        self.program.close()
+        self.ring.close()
+
+
+def program_stats(operations: Operations) -> dict[str, Any]:
+    """Run time and runs of each BPF program as the kernel counted them (kernel.bpf_stats_enabled), by name."""
+    found: dict[str, Any] = {}
+    for name, function in operations.program.bpf.funcs.items():
+        info = Path(f"/proc/self/fdinfo/{function.fd}").read_text()
+        fields = dict(line.split(":\t", 1) for line in info.splitlines() if ":\t" in line)
+        found[name.decode()] = {"ns": int(fields.get("run_time_ns", 0)), "runs": int(fields.get("run_cnt", 0))}
+    return found
