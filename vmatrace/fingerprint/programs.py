@@ -198,6 +198,16 @@ def _dontunmap_splits_locked(arena: Arena) -> Answer:
     return rest_locked, f"{text}, the rest {'stays locked' if rest_locked else 'is unlocked'}"
 
 
+def _dontunmap_resets_pgoff(arena: Arena) -> Answer:
+    arena.map(0, 2)
+    arena.touch(0)
+    arena.move(0, 2, 20)
+    arena.move(20, 2, 40, DONTUNMAP)
+    arena.map(22, 2)
+    sizes = arena.sizes(20, 4)
+    return sizes == [4], f"a map beside the source that MREMAP_DONTUNMAP left: {_shape(sizes)}"
+
+
 def _no_dontunmap_self_merge(arena: Arena) -> Answer:
     arena.map(0, 4)
     arena.move(0, 4, 4, DONTUNMAP)
@@ -341,6 +351,7 @@ PROGRAMS: dict[str, Program] = {
     "no_dontunmap_self_merge": _no_dontunmap_self_merge,
     "dontunmap_drops_account": _dontunmap_drops_account,
     "dontunmap_splits_locked": _dontunmap_splits_locked,
+    "dontunmap_resets_pgoff": _dontunmap_resets_pgoff,
     "mprotect_drops_account": _mprotect_drops_account,
     "map_stack_nohuge": _map_stack_nohuge,
     "close_only_deleted": _close_only_deleted,

@@ -71,8 +71,12 @@ _TABLE: tuple[Feature, ...] = (
     Feature(
         "mprotect_drops_account",
         "mprotect to non-writable of an unfaulted anonymous VMA drops ACCOUNT",
-        None,
-        "by v6.12",
+        Commit(
+            "9b9143298585",
+            "mm/mprotect: allow unfaulted VMAs to be unaccounted on mprotect()",
+            "v6.7",
+        ),
+        "v6.7",
         _BEHAVIOUR,
     ),
     Feature(
@@ -92,7 +96,7 @@ _TABLE: tuple[Feature, ...] = (
     Feature(
         "mseal_per_vma",
         "the seal test comes per VMA, so a call that meets a sealed VMA keeps its earlier effects",
-        None,
+        Commit("4a2dd02b0916", "mm/mprotect: replace can_modify_mm with can_modify_vma", "v6.12"),
         "v6.12",
         "struct vma_merge_struct exists",
     ),
@@ -251,7 +255,7 @@ _TABLE: tuple[Feature, ...] = (
     Feature(
         "desc_vm_file",
         "vm_area_desc keeps the file called and lets the hook replace vm_file",
-        None,
+        Commit("af6703838ecb", "mm: specify separate file and vm_file params in vm_area_desc", "v6.18"),
         "v6.18",
         "member vm_area_desc.vm_file",
     ),
@@ -286,7 +290,7 @@ _TABLE: tuple[Feature, ...] = (
     Feature(
         "desc_vma_flags",
         "vm_area_desc has vma_flags_t flags only",
-        None,
+        Commit("53f1d9364451", "mm: make vm_area_desc utilise vma_flags_t only", "v7.0"),
         "v7.0",
         "member vm_area_desc.vma_flags without vm_area_desc.vm_flags",
     ),
@@ -300,14 +304,14 @@ _TABLE: tuple[Feature, ...] = (
     Feature(
         "mremap_count_7_1",
         "mremap's max_map_count rule restated: 4 more VMAs must fit, shrinking calls are tested too",
-        None,
+        Commit("9b9b8d4aebf1", "mm/mremap: correct invalid map count check", "v7.1"),
         "v7.1",
         "no sign of its own: vm_operations_struct.mapped marks the same release",
     ),
     Feature(
         "wide_flags",
         "all words of vma_flags_t are compared",
-        None,
+        Commit("769669bd9ca4", "mm/vma: convert as much as we can in mm/vma.c to vma_flags_t", "v7.1"),
         "v7.1",
         "6th parameter of vma_modify_flags is vma_flags_t *",
     ),
@@ -333,17 +337,24 @@ _TABLE: tuple[Feature, ...] = (
         _BEHAVIOUR,
     ),
     Feature(
+        "dontunmap_resets_pgoff",
+        "the unfaulted source that MREMAP_DONTUNMAP leaves gets the page offset of its own address",
+        Commit("35b0fb391b0d", "mm/mremap: reset unfaulted VMA page offset for MREMAP_DONTUNMAP", "v7.3"),
+        "v7.3",
+        _BEHAVIOUR,
+    ),
+    Feature(
         "secretmem_unlocked",
         "secretmem no longer sets LOCKED",
-        None,
-        "stable kernels of 2026",
+        Commit("97d34aa65c29", "mm/secretmem: properly account locked pages", "v7.3"),
+        "v7.3",
         "struct secretmem_inode_state exists",
     ),
     Feature(
         "droppable_unlockable",
         "a MAP_DROPPABLE mapping asked to be locked loses the lock bits",
-        None,
-        "newer stable kernels",
+        Commit("d239462787b0", "mm: prevent droppable mappings from being locked", "v7.1"),
+        "v7.1",
         _BEHAVIOUR,
     ),
 )

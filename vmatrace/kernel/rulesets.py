@@ -69,9 +69,14 @@ _RELEASES: tuple[tuple[str, Label, str], ...] = (
     ("6.18", "measured", "desc_vm_file -dontunmap_drops_account"),
     ("6.19", "measured", "copied_from sticky_flags guard_av_anon_only desc_action"),
     ("7.0", "measured", "desc_vma_flags compat_assigns_flags"),
-    ("7.1", "measured", "mremap_count_7_1 wide_flags"),
+    ("7.1", "measured", "mremap_count_7_1 wide_flags droppable_unlockable"),
     ("7.2", "measured", ""),
-    ("7.3", "measured", "anon_pgoff no_dontunmap_self_merge dontunmap_splits_locked"),
+    (
+        "7.3",
+        "measured",
+        "anon_pgoff no_dontunmap_self_merge dontunmap_splits_locked dontunmap_resets_pgoff"
+        " secretmem_unlocked",
+    ),
 )
 
 
