@@ -68,7 +68,6 @@ def test_the_counts_are_those_of_the_header(
 
 
 def test_the_fuzz_counts_its_own_calls(programs: dict[str, Path], tmp_path: Path) -> None:
-    # strace is the other witness, where it is installed; without it the fuzz is only held to its own sums.
     counts, dump = tmp_path / "counts", tmp_path / "maps"
     done = subprocess.run([programs["vmafuzz"], "5", "1500", "-c", counts, "-o", dump, "-x", "9"], timeout=60)
     assert done.returncode == 9
