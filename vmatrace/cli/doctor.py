@@ -21,10 +21,16 @@ BtfOption = Annotated[
     ),
 ]
 
+PageOption = Annotated[
+    int,
+    typer.Option("--page-size", metavar="BYTES", help="Page size for --layout (default: this machine's)."),
+]
+
 
 def command(
     layout: LayoutOption = False,
     btf: BtfOption = None,
+    page_size: PageOption = 0,
     output: common.FormatOption = common.Format.table,
 ) -> None:
     """Try what the running kernel allows: layers, probes, features with their commits, limits.
@@ -36,7 +42,7 @@ def command(
             "usage, vmatrace doctor: --format is table or json here", "vmatrace doctor --format json"
         )
     if layout:
-        _show_layout(btf, output)
+        _show_layout(btf, page_size, output)
     elif btf is not None:
         _show_file(btf, output)
     else:
@@ -97,13 +103,15 @@ def _show_file(file: Path, output: common.Format) -> None:
     console.print(table)
 
 
-def _show_layout(file: Path | None, output: common.Format) -> None:
+def _show_layout(file: Path | None, page_size: int, output: common.Format) -> None:
     from vmatrace import btf as reader
     from vmatrace.cli import doctor_view as view
     from vmatrace.kernel.layout import struct_layout
 
-    page_size = 4096 if file is not None else os.sysconf("SC_PAGE_SIZE")
-    found = struct_layout(reader.load(file), page_size=page_size)
+    size = page_size or os.sysconf("SC_PAGE_SIZE")
+    if size < 4096 or size & (size - 1):
+        raise UsageError(f"usage, --page-size {page_size}: not a page size", "say 4096, 16384 or 65536")
+    found = struct_layout(reader.load(file), page_size=size)
     if output is common.Format.json:
         data: dict[str, Any] = {"schema": 1, **view.layout_json(found)}
         common.print_json(data)

@@ -187,8 +187,8 @@ def layout_text(layout: StructLayout) -> Iterator[Table | Text]:
     unused = sum(row.size for row in layout.holes)
     yield Text(f"{len(layout.holes)} holes, {unused} bytes unused in each object")
     yield Text(
-        f"1,000 VMAs: {layout.bytes_per_1000:,} bytes ({layout.pages_per_1000} pages of {layout.page_size},"
-        f" {layout.objects_per_page} objects in each)"
+        f"1,000 VMAs: {1000 * layout.size:,} bytes, {layout.bytes_per_1000:,} with the rest of their pages"
+        f" ({layout.pages_per_1000} pages of {layout.page_size}, {layout.objects_per_page} objects in each)"
     )
     yield Text(f"since {FEATURES['vma_layout_packed'].commit} usual configurations need 3 cache lines, not 4")
 
