@@ -20,6 +20,10 @@
 #define NO_WAKEUP	1
 #define NEW_FILES	4
 
+/* total_vm to brk lie close together in every mm_struct: one read, then words of it */
+#define MM_WORD(field)	((OFF_mm_##field - OFF_mm_total_vm) / 8)
+#define MM_READ_SIZE	(OFF_mm_brk - OFF_mm_total_vm + 8)
+
 /* One program per raw tracepoint; bcc must not attach them by itself, so not its RAW_TRACEPOINT_PROBE. */
 #define HOOK(tracepoint) int on_##tracepoint(struct bpf_raw_tracepoint_args *ctx)
 
@@ -40,7 +44,7 @@ struct space {
 	u64 root_at;
 	u32 new_files, done;
 	u64 new_file[NEW_FILES];
-	u64 mm_words[16];
+	u64 mm_words[MM_READ_SIZE / 8];
 	u64 node[32];
 	u64 vma[32];
 	u64 cells[65][8];
@@ -50,7 +54,7 @@ BPF_RINGBUF_OUTPUT(ring, RING_PAGES);
 BPF_TABLE("hash", u64, struct space, spaces, MAX_SPACES);
 BPF_ARRAY(blank_space, struct space, 1);
 BPF_HASH(traced_tgids, u32, u32, 65536);
-BPF_ARRAY(op_classes, u8, 2048);
+BPF_ARRAY(op_classes, u16, 1024);
 BPF_ARRAY(settings, u64, 8);
 BPF_PERCPU_ARRAY(counts, u64, COUNT_MAX);
 BPF_ARRAY(next_space, u64, 1);
@@ -115,7 +119,7 @@ static __always_inline void send(struct space *s, u32 flags)
 	asm volatile("" : "+r"(size));
 	size &= 4095;
 	fill_head(head, s->kind, flags, s);
-	head[6] = s->mm_words[0];
+	head[6] = s->mm_words[MM_WORD(brk)];
 	head[7] = s->arg;
 	if (ring.ringbuf_output(&s->cells[0][1], size, NO_WAKEUP)) {
 		bump(COUNT_LOST);
@@ -160,10 +164,14 @@ static __always_inline void note_file(struct space *s, u64 file)
 	s->new_files = at + 1;
 }
 
-static __always_inline u32 unhashed(u64 dentry)
+/* What d_path() asks: 1 unhashed (deleted), 2 a dentry of its own (memfd, anon_inode), which names itself. */
+static __always_inline u64 name_bits(u64 dentry, u64 root)
 {
-	return read_word(dentry + OFF_dentry_d_hash + 8) == 0 &&
-	       read_word(dentry + OFF_dentry_d_parent) != dentry;
+	u64 bits = read_word(dentry + OFF_dentry_d_hash + 8) == 0;
+
+	if (read_word(dentry + OFF_dentry_d_parent) == dentry)
+		bits = dentry == root ? 0 : 2;
+	return bits;
 }
 
 /* Device, inode, hooks and path, the path's names from leaf to root. */
@@ -197,7 +205,7 @@ static __always_inline void describe_file(u64 file)
 	out->head[5] = bpf_get_smp_processor_id() | bump(COUNT_RECORDS) << 16;
 	out->head[6] = read_half(sb + OFF_sb_s_dev) | (u64)read_half(inode + OFF_inode_i_mode) << 32;
 	out->head[7] = read_half(sb + OFF_sb_s_magic);
-	out->tag = CELL_ARGS | unhashed(dentry) << 8 | (read_word(dentry + OFF_dentry_d_op) ? 1 << 9 : 0);
+	out->tag = CELL_ARGS | name_bits(dentry, root) << 8;
 	out->used = 0;	/* kept in memory, where the verifier forgets its value: one state per turn, not many */
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < 40; i++) {
@@ -295,13 +303,6 @@ static __always_inline void add_row(struct space *s, u64 vma)
 	}
 }
 
-static __always_inline void read_mm(struct space *s, u64 mm)
-{
-	bpf_probe_read_kernel(&s->mm_words[1], 48, (void *)(mm + OFF_mm_total_vm));
-	s->mm_words[0] = read_word(mm + OFF_mm_brk);
-	s->mm_words[7] = read_half(mm + OFF_mm_map_count);
-}
-
 /* Closes one walked range: the interval it is complete for, with the mm's own fields of that moment. */
 static __always_inline void add_cover(struct space *s, u64 mm, u64 lo, u64 hi)
 {
@@ -311,17 +312,18 @@ static __always_inline void add_cover(struct space *s, u64 mm, u64 lo, u64 hi)
 	cell[2] = hi;
 	if (s->role == CELL_BEFORE) {
 		cell[3] = s->acquired;
-		cell[4] = read_word(mm + OFF_mm_def_flags);
+		bpf_probe_read_kernel(s->mm_words, MM_READ_SIZE, (void *)(mm + OFF_mm_total_vm));
+		cell[4] = s->mm_words[MM_WORD(def_flags)];
 		cell[5] = read_word(mm + OFF_mm_flags);
-		cell[6] = read_word(mm + OFF_mm_brk);
-		cell[7] = read_word(mm + OFF_mm_start_brk);
+		cell[6] = s->mm_words[MM_WORD(brk)];
+		cell[7] = s->mm_words[MM_WORD(start_brk)];
 	} else {
-		read_mm(s, mm);
-		cell[3] = s->mm_words[7];
-		cell[4] = s->mm_words[1];
-		cell[5] = s->mm_words[1 + (OFF_mm_data_vm - OFF_mm_total_vm) / 8];
-		cell[6] = s->mm_words[1 + (OFF_mm_stack_vm - OFF_mm_total_vm) / 8];
-		cell[7] = s->mm_words[1 + (OFF_mm_locked_vm - OFF_mm_total_vm) / 8];
+		bpf_probe_read_kernel(s->mm_words, MM_READ_SIZE, (void *)(mm + OFF_mm_total_vm));
+		cell[3] = read_half(mm + OFF_mm_map_count);
+		cell[4] = s->mm_words[MM_WORD(total_vm)];
+		cell[5] = s->mm_words[MM_WORD(data_vm)];
+		cell[6] = s->mm_words[MM_WORD(stack_vm)];
+		cell[7] = s->mm_words[MM_WORD(locked_vm)];
 	}
 	s->rows = 0;
 }
@@ -512,10 +514,11 @@ static __always_inline u64 read_call(u64 regs, u64 *args, u32 *abi)
 	return compat_read_call(task, regs, args, abi);
 }
 
-static __always_inline u8 class_of(u64 nr, u32 abi)
+/* Low byte: class of the native call with this number; high byte: of the 32-bit one. */
+static __always_inline u32 classes_of(u64 nr)
 {
-	u32 at = nr | (abi ? 1024 : 0);
-	u8 *found;
+	u32 at = nr;
+	u16 *found;
 
 	if (nr > 1023)
 		return 0;
@@ -554,6 +557,7 @@ static __always_inline void ranges_of_call(struct space *s, u64 *args, u64 regs,
 		add_user_range(s, pair[0], pair[1]);
 		break;
 	case OP_WHOLE:
+	case OP_OTHER:
 		set_range(s, 0, 0, ADDR_END);
 		break;
 	case OP_FAULT:
@@ -609,7 +613,7 @@ HOOK(mmap_lock_acquire_returned)
 		nr = read_call(regs, args, &abi);
 		s->nr = nr;
 		s->abi = abi;
-		s->op_class = class_of(nr, abi);
+		s->op_class = classes_of(nr) >> (abi ? 8 : 0);
 		if (nr > 0xffff)
 			s->op_class = OP_FAULT;
 		ranges_of_call(s, args, regs, mm);
@@ -662,7 +666,8 @@ HOOK(mmap_lock_released)
 	s->rows = 0;
 	if (s->dead)
 		return 0;
-	if (s->dirty || (!s->ranges && s->op_class != OP_FORK && s->store_hi == 0)) {
+	/* Unknown cause, or a range nobody told: flags may have changed anywhere, which no store shows. */
+	if (s->dirty || s->op_class == OP_NONE || (!s->ranges && s->op_class != OP_FORK && !s->store_hi)) {
 		s->dirty = 0;
 		set_range(s, 0, 0, ADDR_END);
 	} else if (s->store_hi) {
@@ -683,25 +688,39 @@ HOOK(mmap_lock_released)
 	return 0;
 }
 
+/*
+ * The command's process says who it is by a prctl() that no kernel knows, with the recorder's secret: it cannot tell
+ * its PID of the initial namespace otherwise.
+ */
+static __always_inline void follow_announced(u64 regs)
+{
+	u64 args[6] = {}, secret = setting(SETTING_SECRET);
+	u32 abi = 0, tgid = bpf_get_current_pid_tgid() >> 32, on = 1;
+
+	read_call(regs, args, &abi);
+	if (secret && args[0] == ANNOUNCE && args[1] == secret)
+		traced_tgids.update(&tgid, &on);
+}
+
 HOOK(sys_exit)
 {
 	u64 regs = ctx->args[0], args[6] = {}, nr, mm, cells[16], id, limit;
-	u32 abi = 0, tgid;
+	u32 abi = 0, classes;
 	struct space *s;
 	u8 class;
 
 	nr = compat_call_number(regs);
-	if (nr > 1023)
+	classes = classes_of(nr);
+	if (!classes)
 		return 0;
-	class = class_of(nr, 0) | class_of(nr, 1);
-	if (!class)
-		return 0;
+	if ((classes & 0xff) == OP_PRCTL)
+		follow_announced(regs);
 	mm = current_mm();
 	s = spaces.lookup(&mm);
 	if (!s)
 		return 0;
 	read_call(regs, args, &abi);
-	class = class_of(nr, abi);
+	class = classes >> (abi ? 8 : 0);
 	if (!class)
 		return 0;
 	if (class == OP_UFFD && (args[1] >> 8 & 0xff) != 0xaa)

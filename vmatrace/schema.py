@@ -98,6 +98,8 @@ MISC: Final = {
     "COUNT_NO_SPACE": 2,
     "COUNT_MAX": 4,
     "SETTING_ALL": 0,
+    "SETTING_SECRET": 1,
+    "ANNOUNCE": 0x766D61,  # "vma", as the first argument of prctl()
     "FILE_PATH": 1024,
     "FILE_BYTES": 1144,
 }
@@ -162,6 +164,7 @@ SECTION_FIELDS: Final = (
     *_WHEN,
     *_WHO,
     _f("kind", "u8", INPUT, "KINDS: SECTION, EXEC or LAST"),
+    _f("parts", "u16", INPUT, "ring-buffer records that the section came in; cpu_seq is that of the last"),
     _f("op_class", "u8", INPUT, "OP_CLASSES of the system call in flight"),
     _f("abi", "u8", INPUT, "0: native, 1: 32-bit"),
     _f("nr", "u16", INPUT, "number of the system call in flight; 65535 in a fault"),

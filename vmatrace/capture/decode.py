@@ -62,8 +62,9 @@ class Decoder:
         kind = word1.astype(np.uint8)
         in_section = _any_of(kind, "SECTION", "EXEC", "LAST")
         partial = in_section & ((word1 >> _BYTE).astype(np.uint8) & 1 != 0)
+        parts = None
         if partial.any() or self._parts:
-            words, heads, index = self._join(words, heads, index, in_section, partial)
+            words, heads, index, parts = self._join(words, heads, index, in_section, partial)
             kind = words[1][heads].astype(np.uint8)
             in_section = _any_of(kind, "SECTION", "EXEC", "LAST")
         decoders: list[tuple[str, Array, Callable[[Words, Places, Array], Columns]]] = [
@@ -78,30 +79,37 @@ class Decoder:
             places = np.flatnonzero(chosen)
             if len(places):
                 tables[name] = decode(words, heads[places], index[places])
+                if name == "sections":
+                    tables[name]["parts"] = np.ones(len(places), dtype=np.uint16) if parts is None else parts[places]
         return tables
 
     def _join(
         self, words: Words, heads: Places, index: Array, in_section: Array, partial: Array
-    ) -> tuple[Words, Places, Array]:
+    ) -> tuple[Words, Places, Array, Array]:
         """Put the earlier parts of write sections in front of their last part's cells."""
         pieces: list[Words] = []
         lengths: list[int] = []
         kept: list[int] = []
+        parts: list[int] = []
         ends = [*heads[1:].tolist(), words.shape[1]]
         for at, (head, end) in enumerate(zip(heads.tolist(), ends, strict=True)):
             body = words[:, head:end]
+            earlier: list[Words] = []
             if in_section[at]:
                 key = (int(words[3, head]) & 0xFFFFFFFF, int(words[3, head]) >> 32)
                 if partial[at]:
                     self._parts.setdefault(key, []).append(body[:, 1:].copy())
                     continue
-                if key in self._parts:
-                    body = np.concatenate([body[:, :1], *self._parts.pop(key), body[:, 1:]], axis=1)
+                earlier = self._parts.pop(key, [])
+                if earlier:
+                    body = np.concatenate([body[:, :1], *earlier, body[:, 1:]], axis=1)
+            parts.append(1 + len(earlier))
             pieces.append(body)
             lengths.append(body.shape[1])
             kept.append(at)
         joined = np.concatenate(pieces, axis=1) if pieces else words[:, :0]
-        return joined, np.cumsum([0, *lengths])[:-1].astype(np.int64), index[kept]
+        heads = np.cumsum([0, *lengths])[:-1].astype(np.int64)
+        return joined, heads, index[kept], np.array(parts, dtype=np.uint16)
 
     def _sections(self, words: Array, heads: Array, index: Array) -> Columns:
         """The write sections, their rows, covers and evidence as nested lists."""
@@ -198,7 +206,8 @@ class Decoder:
         for head in heads.tolist():
             body = np.ascontiguousarray(words[:, head : head + FILE_CELLS].T).tobytes()
             used = int(words[1, head]) >> 32
-            paths.append(path_of(body[72 : 72 + used].split(b"\0")[:-1], int(words[0, head + 1]) >> 8))
+            names = body[72 : 72 + used].split(b"\0")[:-1]
+            paths.append(path_of(names, int(words[0, head + 1]) >> 8, int(words[7, head])))
         word5, word6 = words[5][heads], words[6][heads]
         return {
             "index": index,
@@ -215,14 +224,20 @@ class Decoder:
         }
 
 
-def path_of(names: list[bytes], bits: int) -> str:
+ANON_INODE_FS = 0x09041934
+
+
+def path_of(names: list[bytes], bits: int, fs_magic: int) -> str:
     """A path from its names, leaf first, as /proc/PID/maps would show it (before escaping).
 
-    ``bits``: 1 the name is unhashed (deleted), 2 its dentry has operations (pseudo file systems name themselves).
+    ``bits``: 1 the name is unhashed (deleted), 2 its dentry stands alone and names itself (simple_dname() and
+    anon_inodefs_dname() in the kernel).
     """
     parts = [name for name in reversed(names) if name and name != b"/"]
     text = b"/" + b"/".join(parts)
-    if bits & 1:
+    if bits & 2 and fs_magic == ANON_INODE_FS:
+        text = b"anon_inode:" + text[1:]
+    elif bits:
         text += b" (deleted)"
     return text.decode("utf-8", "backslashreplace")
 

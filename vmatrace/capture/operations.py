@@ -69,8 +69,11 @@ class Operations:
             program.load(f"on_{tracepoint}")
         self._iterator = program.load("bpf_iter__task_vma", tracing=True).fd
         classes = program.table("op_classes")
+        packed: dict[int, int] = {}
         for (abi, nr), name in op_classes(architecture(platform.machine())).items():
-            classes[nr | (1024 if abi else 0)] = ctypes.c_uint8(OP_CLASSES[name])
+            packed[nr] = packed.get(nr, 0) | OP_CLASSES[name] << (8 if abi else 0)
+        for nr, value in packed.items():
+            classes[nr] = ctypes.c_uint16(value)
 
     def attach(self) -> None:
         """Arm all hooks."""
@@ -81,13 +84,13 @@ class Operations:
         """From its next exec on, trace this thread group; its present address space needs `register`."""
         self._tgids[ctypes.c_uint32(pid)] = ctypes.c_uint32(1)
 
+    def expect(self, secret: int) -> None:
+        """From its next exec on, trace the process that calls ``prctl(ANNOUNCE, secret)``."""
+        self.program.table("settings")[MISC["SETTING_SECRET"]] = ctypes.c_uint64(secret)
+
     def trace_all(self) -> None:
         """Trace every exec and each child of a traced address space."""
         self.program.table("settings")[MISC["SETTING_ALL"]] = ctypes.c_uint64(1)
-
-    def stop_following(self) -> None:
-        """Let new images of descendants go: only registered address spaces stay traced."""
-        self.program.table("settings")[MISC["SETTING_ALL"]] = ctypes.c_uint64(0)
 
     def register(self, mm: int) -> int:
         """Start tracing the address space at kernel address ``mm``; return its number."""

@@ -46,7 +46,7 @@ class RingReader:
     `fill` moves what is there into a buffer of ``room`` cells, `take` hands the buffer's content out.
     """
 
-    def __init__(self, fd: int, size: int, room: int = 1 << 17) -> None:
+    def __init__(self, fd: int, size: int, room: int = 1 << 18) -> None:
         page = mmap.PAGESIZE
         self._mask = size - 1
         self._consumer_map = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=0)

@@ -29,10 +29,11 @@ from vmatrace.errors import CannotTrace, UsageError, VmatraceError
 from vmatrace.kernel import read_profile
 
 FLUSH_NS = 500_000_000
-CHUNK_CELLS = 1 << 16
+CHUNK_CELLS = 1 << 17
 POLL_S = 0.01
 SNAPSHOT_TRIES = 10
 FREE_RESERVE = 64 << 20
+INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO
 SYSCTLS = ("vm.max_map_count", "vm.overcommit_memory", "vm.stack_guard_gap", "vm.mmap_min_addr")
 _PR_CAPBSET_READ, _CAP_IPC_LOCK = 23, 14
 _RLIMITS = {
@@ -135,7 +136,7 @@ class Session:
             "pids": [child.pid] if child else list(self.wanted.pids),
             "everything": self.wanted.everything,
             "layers": ["operations"],
-            "clock": {"monotonic_ns": time.monotonic_ns(), "realtime_ns": time.time_ns()},
+            "clocks": {"monotonic": time.monotonic_ns(), "realtime": time.time_ns()},
             "cpus": os.cpu_count(),
         }
         self.writer = tracefile.TraceWriter(self.wanted.output, header, force=self.wanted.force)
@@ -149,7 +150,7 @@ class Session:
         self.layer.attach()
         self._write_limits()
         if child:
-            self.layer.trace_process(child.pid)
+            self.layer.expect(child.secret)
             try:
                 child.release()
             except VmatraceError:
@@ -164,6 +165,9 @@ class Session:
         """Register what runs already and take a consistent first look at it."""
         if self.wanted.everything:
             self.layer.trace_all()
+        if self.wanted.pids and os.readlink("/proc/self/ns/pid") != INITIAL_PID_NAMESPACE:
+            self._discard()
+            raise CannotTrace("-p in a PID namespace: the kernel tells PIDs of the initial one", "record from there")
         for pid in self.wanted.pids:
             self.layer.trace_process(pid)
         views = [view for view in split_views(self.layer.snapshot()) if view.pid != os.getpid()]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import pwd
+import secrets
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vmatrace.errors import UsageError, VmatraceError
+from vmatrace.schema import MISC
 
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
@@ -25,6 +28,7 @@ class Target:
     _gate: int
     _report: int
     command: tuple[str, ...]
+    secret: int
     _status: int | None = None
 
     def release(self) -> None:
@@ -63,13 +67,15 @@ def start(command: Sequence[str], user: str | None = None) -> Target:
     account = _account(user)
     gate_read, gate_write = os.pipe2(os.O_CLOEXEC)
     report_read, report_write = os.pipe2(os.O_CLOEXEC)
+    secret = secrets.randbits(63) | 1
+    announce = _announcer(secret)
     pid = os.fork()
     if pid == 0:
         os.close(gate_write)
-        _run(command, account, gate_read, report_write)
+        _run(command, account, gate_read, report_write, announce)
     os.close(gate_read)
     os.close(report_write)
-    return Target(pid, os.pidfd_open(pid), gate_write, report_read, tuple(command))
+    return Target(pid, os.pidfd_open(pid), gate_write, report_read, tuple(command), secret)
 
 
 def _account(user: str | None) -> pwd.struct_passwd | None:
@@ -81,13 +87,23 @@ def _account(user: str | None) -> pwd.struct_passwd | None:
         raise UsageError(f"user {user}: not known here", "see `getent passwd`") from None
 
 
-def _run(command: Sequence[str], account: pwd.struct_passwd | None, gate: int, report: int) -> None:
+def _announcer(secret: int) -> Callable[[], None]:
+    """A call that tells the BPF side who we are (follow_announced in bpf/operations.c); everything looked up already."""
+    prctl = ctypes.CDLL(None).prctl
+    arguments = [ctypes.c_ulong(value) for value in (MISC["ANNOUNCE"], secret, 0, 0, 0)]
+    return lambda: prctl(*arguments)
+
+
+def _run(
+    command: Sequence[str], account: pwd.struct_passwd | None, gate: int, report: int, announce: Callable[[], None]
+) -> None:
     """The child's side; never returns."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         if os.read(gate, 1) != b"g":
             os._exit(125)
+        announce()
         if account is not None:
             os.initgroups(account.pw_name, account.pw_gid)
             os.setgid(account.pw_gid)
