@@ -15,12 +15,14 @@ from vmatrace.rules.model import (
     Effect,
     FileGiven,
     Grow,
+    ImpossibleInput,
     KernelError,
     Limits,
     Merge,
     MmState,
     New,
     Operation,
+    Policy,
     Result,
     Shrink,
     Split,
@@ -85,7 +87,7 @@ def apply(
     space.commit()
     return Result(
         errno, ret, tuple(kernel.effects), tuple(kernel.decided), tuple(kernel.asked), space, mm,
-        kernel.child, kernel.child_mm,
+        kernel.child, kernel.child_mm, frozenset(kernel.maybe_errnos),
     )  # fmt: skip
 
 
@@ -98,7 +100,7 @@ def check_rule_ids(ids: Collection[str]) -> None:
 
 
 __all__ = [
-    "CALLS", "RULES", "STEPS", "AddressSpace", "Change", "Config", "Copy", "Effect", "FileGiven", "Grow", "Limits",
-    "Merge", "MmState", "New", "Operation", "Result", "Rule", "RuleSet", "Shrink", "Split", "Unmap", "Unmodelled",
+    "CALLS", "RULES", "STEPS", "AddressSpace", "Change", "Config", "Copy", "Effect", "FileGiven", "Grow", "ImpossibleInput", "Limits",
+    "Merge", "MmState", "New", "Operation", "Policy", "Result", "Rule", "RuleSet", "Shrink", "Split", "Unmap", "Unmodelled",
     "apply", "check_rule_ids", "counters_of",
 ]  # fmt: skip

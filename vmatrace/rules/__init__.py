@@ -13,7 +13,10 @@ from vmatrace.rules.context import Kernel
 from vmatrace.rules.model import Operation
 
 #: Modules whose ``CALLS`` table maps names of system calls and events to their handlers.
-_CALL_MODULES = ("munmap",)
+_CALL_MODULES = (
+    "anon_vma", "brk", "lifecycle", "madvise", "mbind", "mlock", "mmap", "mprotect", "mremap", "mseal", "munmap", "prctl",
+    "shm", "stack", "userfaultfd",
+)  # fmt: skip
 
 
 def load_all() -> dict[str, Callable[[Kernel, Operation], int]]:

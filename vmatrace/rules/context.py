@@ -16,7 +16,7 @@ class Kernel:
     """One operation on its way through the rules."""
 
     __slots__ = (
-        "_features", "asked", "child", "child_mm", "decided", "effects", "inputs", "limits", "mm", "off", "shift", "space",
+        "_features", "asked", "child", "child_mm", "decided", "effects", "inputs", "limits", "maybe_errnos", "mm", "off", "shift", "space",
     )  # fmt: skip
 
     def __init__(
@@ -38,6 +38,8 @@ class Kernel:
         #: Ids of the rules that decided, in order (a dict as an ordered set).
         self.decided: dict[str, None] = {}
         self.asked: dict[str, None] = {}
+        #: errnos that the rules cannot rule out where they predict success (populating pages).
+        self.maybe_errnos: set[str] = set()
         self._features = rules.features
         #: Set by fork.
         self.child: AddressSpace | None = None

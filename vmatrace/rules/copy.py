@@ -42,7 +42,12 @@ def failed_link_is_undone(kernel: Kernel, vma: Vma) -> bool:
 
 
 def copy_vma(
-    kernel: Kernel, vma: Vma, address: int, length: int, pgoff: int, keep_source: bool = False
+    kernel: Kernel,
+    vma: Vma,
+    address: int,
+    length: int,
+    pgoff: int,
+    keep_source: bool = False,
 ) -> tuple[Vma, Vma]:
     """Copy ``vma`` to ``[address, address + length)``: (the VMA there, the source as it is now).
 

@@ -232,6 +232,20 @@ class Unmodelled(Exception):
         self.reason = reason
 
 
+class ImpossibleInput(Unmodelled):
+    """An input that no kernel could have produced (a picked address that is not free): the model or it is wrong."""
+
+
+class Policy(NamedTuple):
+    """A memory policy's content, which is its identity."""
+
+    mode: int
+    flags: int = 0
+    home_node: int = -1
+    nodes: int = 0
+    user_nodes: int = 0
+
+
 class KernelError(Exception):
     """Inside the rules: the operation fails with this errno (symbolic name). Never leaves ``apply``."""
 
@@ -258,6 +272,8 @@ class Result:
     #: fork only: the child's space and mm.
     child: AddressSpace | None = None
     child_mm: MmState | None = None
+    #: errnos that the call may also end with, layout and counters being the same: pages that no rule knows.
+    maybe_errnos: frozenset[str] = frozenset()
 
     def count(self, kind: type[Effect]) -> int:
         """How many effects of one kind."""
@@ -275,6 +291,6 @@ def counters_of(space: AddressSpace, page_size: int = 4096) -> MmState:
 
 
 __all__ = [
-    "Change", "Config", "Copy", "Effect", "FileGiven", "Grow", "KernelError", "Limits", "Merge", "MmState", "NO_LIMIT",
-    "New", "Operation", "Result", "Shrink", "Split", "Unmap", "Unmodelled", "Vma", "counters_of",
+    "Change", "Config", "Copy", "Effect", "FileGiven", "Grow", "ImpossibleInput", "KernelError", "Limits", "Merge", "MmState", "NO_LIMIT",
+    "New", "Operation", "Policy", "Result", "Shrink", "Split", "Unmap", "Unmodelled", "Vma", "counters_of",
 ]  # fmt: skip
