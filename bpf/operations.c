@@ -129,13 +129,17 @@ static __always_inline void send(struct space *s, u32 flags)
 	s->evidence &= ~1U;
 }
 
-static __always_inline u64 *next_cell(struct space *s, u64 tag)
+/* Called where cells are added again and again; leaves room for the few that one step adds. */
+static __always_inline void make_room(struct space *s)
 {
-	u64 *cell;
-
 	if (s->n >= CELL_MAX)
 		send(s, SECTION_PARTIAL);
-	cell = &s->cells[s->n & 63][0];
+}
+
+static __always_inline u64 *next_cell(struct space *s, u64 tag)
+{
+	u64 *cell = &s->cells[s->n & 63][0];
+
 	cell[0] = tag;
 	s->n++;
 	return cell;
@@ -151,15 +155,43 @@ static __always_inline void send_small(u64 *cells)
 /* ---- files --------------------------------------------------------------------------------------------- */
 
 /* A file's names are read by a program of their own: inside the walk they would cost the verifier too much. */
-static __always_inline void note_file(struct space *s, u64 file)
+#define TMPFS_MAGIC	0x01021994
+#define SEALED_WRITE	0x18	/* F_SEAL_WRITE | F_SEAL_FUTURE_WRITE */
+
+static __always_inline u64 seals_of(u64 inode)
 {
-	u64 inode = read_word(file + OFF_file_f_inode), *seen;
-	u32 at = s->new_files;
+	u64 sb = read_word(inode + OFF_inode_i_sb);
+
+	if (read_word(sb + OFF_sb_s_magic) != TMPFS_MAGIC)
+		return 0;
+	return read_half(inode - OFF_shmem_vfs_inode + OFF_shmem_seals) & SEALED_WRITE;
+}
+
+/* What tells one use of a struct file's memory from the next: its inode, how it was opened, its seals. */
+static __always_inline u64 file_state(u64 file)
+{
+	u64 inode = read_word(file + OFF_file_f_inode);
+
+	return inode ^ (u64)(read_half(file + OFF_file_f_mode) & 3) << 56 ^ seals_of(inode) << 48;
+}
+
+static __always_inline int seen_before(u64 file)
+{
+	u64 state = file_state(file), *seen;
 
 	seen = files_seen.lookup(&file);
-	if ((seen && *seen == inode) || at >= NEW_FILES)
+	if (seen && *seen == state)
+		return 1;
+	files_seen.update(&file, &state);
+	return 0;
+}
+
+static __always_inline void note_file(struct space *s, u64 file)
+{
+	u32 at = s->new_files;
+
+	if (at >= NEW_FILES || seen_before(file))
 		return;
-	files_seen.update(&file, &inode);
 	s->new_file[at & (NEW_FILES - 1)] = file;
 	s->new_files = at + 1;
 }
@@ -189,16 +221,23 @@ static __always_inline void describe_file(u64 file)
 		return;
 	f_op = read_word(file + OFF_file_f_op);
 	if (f_op && read_word(f_op + OFF_fops_mmap))
-		hooks |= 1;
+		hooks |= FILE_MMAP;
 #ifdef OFF_fops_mmap_prepare
 	if (f_op && read_word(f_op + OFF_fops_mmap_prepare))
-		hooks |= 2;
+		hooks |= FILE_MMAP_PREPARE;
 #endif
+	hooks |= (read_half(file + OFF_file_f_mode) & 3) << 2;
+	if (f_op && read_word(f_op + OFF_fops_get_unmapped_area))
+		hooks |= FILE_OWN_AREA;
+	if (seals_of(inode))
+		hooks |= FILE_SEALED;
 	dentry = read_word(file + OFF_file_f_path + 8);
 	mnt = read_word(file + OFF_file_f_path);
 	mount = mnt - OFF_mount_mnt;
 	root = read_word(mnt);
 	sb = read_word(inode + OFF_inode_i_sb);
+	if (read_half(mnt + OFF_vfsmount_mnt_flags) & 4 || read_half(sb + OFF_sb_s_iflags) & 2)
+		hooks |= FILE_NOEXEC;
 	out->head[2] = bpf_ktime_get_ns();
 	out->head[3] = file;
 	out->head[4] = read_word(inode + OFF_inode_i_ino);
@@ -362,6 +401,7 @@ static __always_inline int step(struct space *s, u64 mm)
 
 	if (at > 2)
 		return 1;
+	make_room(s);
 	if (!s->in_leaf) {
 		u64 node = s->walk_node;
 
@@ -767,6 +807,7 @@ static __always_inline void add_evidence(struct space *s, u64 what, u64 object, 
 		cell[5] = lo;
 		cell[6] = hi;
 	} else {
+		make_room(s);
 		cell = next_cell(s, CELL_EVIDENCE | what << 8);
 		cell[1] = object;
 		cell[2] = lo;
@@ -1035,7 +1076,7 @@ struct bpf_iter__task_vma {
 
 int bpf_iter__task_vma(struct bpf_iter__task_vma *ctx)
 {
-	u64 meta = ctx->meta, task = ctx->task, vma = ctx->vma, seq, mm, file, inode, *seen;
+	u64 meta = ctx->meta, task = ctx->task, vma = ctx->vma, seq, mm, file;
 	u64 out[24] = {}, v[VMA_READ_SIZE / 8];
 	u32 tgid, tid;
 	struct space *s;
@@ -1085,14 +1126,8 @@ int bpf_iter__task_vma(struct bpf_iter__task_vma *ctx)
 	out[21] = read_word(mm + OFF_mm_flags);
 	out[22] = read_word(mm + OFF_mm_start_brk);
 	out[23] = bpf_ktime_get_ns();
-	if (file) {
-		inode = read_word(file + OFF_file_f_inode);
-		seen = files_seen.lookup(&file);
-		if (!seen || *seen != inode) {
-			files_seen.update(&file, &inode);
-			describe_file(file);
-		}
-	}
+	if (file && !seen_before(file))
+		describe_file(file);
 	/* The verifier wants the pointer that a plain load gives; bcc would make it a read through a helper. */
 	asm volatile("%0 = *(u64 *)(%1 + 0)" : "=r"(seq) : "r"(meta));
 	bpf_seq_write((void *)seq, out, sizeof(out));

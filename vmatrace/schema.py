@@ -84,6 +84,16 @@ ROW_BITS: Final = {
     "ROW_EXTRA": 8,  # a CELL_EXTRA follows
 }
 
+FILE_BITS: Final = {
+    "FILE_MMAP": 1,  # f_op->mmap is set
+    "FILE_MMAP_PREPARE": 2,  # f_op->mmap_prepare is set
+    "FILE_READ": 4,  # opened for reading (FMODE_READ)
+    "FILE_WRITE": 8,  # opened for writing (FMODE_WRITE)
+    "FILE_NOEXEC": 16,  # on a mount or file system without execution
+    "FILE_OWN_AREA": 32,  # f_op->get_unmapped_area is set
+    "FILE_SEALED": 64,  # a memfd sealed against writing, or against future writing
+}
+
 COVER_FLAGS: Final = {
     "COVER_UNREADABLE": 1,
     "COVER_NO_TREE": 2,
@@ -223,7 +233,7 @@ FILE_FIELDS: Final = (
     _f("ino", "u64", INFORMATIONAL, "inode number"),
     _f("mode", "u16", INPUT, "i_mode"),
     _f("fs_magic", "u32", INPUT, "s_magic of the file system"),
-    _f("hooks", "u8", INPUT, "1: f_op->mmap, 2: f_op->mmap_prepare"),
+    _f("hooks", "u8", INPUT, "FILE_BITS: hooks, how it was opened, seals"),
     _f("path", "text", INFORMATIONAL, "path as /proc/PID/maps shows it, unescaped; bytes that are no UTF-8 as \\xNN"),
 )
 LIMIT_FIELDS: Final = (
@@ -255,7 +265,7 @@ def c_header() -> str:
     """The constants of this module as C, for the BPF programs (bpf/ never repeats a number)."""
     lines = ["/* Generated from vmatrace/schema.py. Do not edit. */"]
     lines += [f"#define KIND_{name}\t{value}" for name, value in KINDS.items()]
-    for group in (CELLS, EVIDENCE, OP_CLASSES, ROW_BITS, COVER_FLAGS, MISC):
+    for group in (CELLS, EVIDENCE, OP_CLASSES, ROW_BITS, FILE_BITS, COVER_FLAGS, MISC):
         lines += [f"#define {name}\t{value}" for name, value in group.items()]
     lines += [
         "struct file_record {",

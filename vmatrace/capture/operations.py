@@ -57,6 +57,7 @@ class Operations:
         self._spaces = self.program.table("spaces")
         self._tgids = self.program.table("traced_tgids")
         self._next_space = FIRST_OWN_SPACE
+        self._iterator: int | None = None
         self._load()
         self.ring = RingReader(self.program.table("ring").map_fd, ring_bytes)
 
@@ -67,7 +68,6 @@ class Operations:
             walker[slot] = ctypes.c_int(program.load(name).fd)
         for tracepoint in TRACEPOINTS:
             program.load(f"on_{tracepoint}")
-        self._iterator = program.load("bpf_iter__task_vma", tracing=True).fd
         classes = program.table("op_classes")
         packed: dict[int, int] = {}
         for (abi, nr), name in op_classes(architecture(platform.machine())).items():
@@ -110,6 +110,8 @@ class Operations:
 
     def snapshot(self) -> Words:
         """All VMAs of all traced thread groups, a row of SNAPSHOT_WORDS words each."""
+        if self._iterator is None:  # loaded when first needed: the verifier takes its time over it
+            self._iterator = int(self.program.load("bpf_iter__task_vma", tracing=True).fd)
         data = self.program.read_iterator(self._iterator)
         whole = len(data) // (8 * SNAPSHOT_WORDS) * SNAPSHOT_WORDS * 8
         return np.frombuffer(data[:whole], dtype=np.uint64).reshape(-1, SNAPSHOT_WORDS)

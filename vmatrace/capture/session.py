@@ -12,6 +12,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -23,10 +24,10 @@ from vmatrace import btf as kernel_btf
 from vmatrace import tracefile
 from vmatrace.capture import target as targets
 from vmatrace.capture.decode import Cloak, Columns, Decoder
-from vmatrace.capture.operations import Operations
+from vmatrace.capture.operations import TRACEPOINTS, Operations
 from vmatrace.capture.snapshot import SpaceView, find_place, snapshot_tables, split_views
 from vmatrace.errors import CannotTrace, UsageError, VmatraceError
-from vmatrace.kernel import read_profile
+from vmatrace.fingerprint import live_profile
 
 FLUSH_NS = 500_000_000
 CHUNK_CELLS = 1 << 17
@@ -104,7 +105,11 @@ class Session:
         check_possible()
         child = targets.start(self.wanted.command, self.wanted.user) if self.wanted.command else None
         try:
-            self.layer = Operations(ring_bytes=self.wanted.ring_bytes, max_spaces=self.wanted.max_spaces)
+            # The programs that tell the kernel's features run while the compiler works, before any hook is armed.
+            with ThreadPoolExecutor(1) as beside:
+                profile = beside.submit(lambda: live_profile(kernel_btf.load()))
+                self.layer = Operations(ring_bytes=self.wanted.ring_bytes, max_spaces=self.wanted.max_spaces)
+                self.profile = profile.result()
         except BaseException:
             if child:
                 child.abandon()
@@ -128,9 +133,8 @@ class Session:
     # ---- start ----
 
     def _open(self, child: targets.Target | None) -> None:
-        profile = read_profile(kernel_btf.load())
         header = {
-            "kernel": profile.to_dict(),
+            "kernel": self.profile.with_probes(dict.fromkeys(TRACEPOINTS, "used")).to_dict(),
             "machine": platform.machine(),
             "command": list(self.wanted.command),
             "pids": [child.pid] if child else list(self.wanted.pids),
@@ -153,6 +157,7 @@ class Session:
             self.layer.expect(child.secret)
             try:
                 child.release()
+                self.layer.expect(0)
             except VmatraceError:
                 self._discard()
                 raise
@@ -282,7 +287,8 @@ class Session:
         if not self._writing:
             return
         too_big = self.wanted.max_size is not None and self.writer.bytes_written >= self.wanted.max_size
-        if too_big or shutil.disk_usage(self.wanted.output.parent).free < FREE_RESERVE:
+        disk = shutil.disk_usage(self.wanted.output.parent)
+        if too_big or disk.free < min(FREE_RESERVE, disk.total // 20):
             why = "the trace reached --max-size" if too_big else "the disk is nearly full"
             self._writing = False
             self.outcome.reason = why
@@ -322,9 +328,11 @@ class Session:
 
     def _finish(self, child: targets.Target | None) -> None:
         """Last look at what lives on, then detach, drain and close the file."""
-        with contextlib.suppress(CannotTrace):
-            self._snapshot(None, introduce=False)
-        alive = {view.pid for view in split_views(self.layer.snapshot()) if view.space}
+        alive: set[int] = set()
+        if self.layer.registered():
+            with contextlib.suppress(CannotTrace):
+                self._snapshot(None, introduce=False)
+                alive = {view.pid for view in split_views(self.layer.snapshot()) if view.space}
         self.layer.detach()
         counts, spaces = self.layer.counts(), self.layer.space_seqs()
         if no_room := sum(counts["no_space"]):
