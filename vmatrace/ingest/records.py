@@ -1,0 +1,390 @@
+"""Reads all records of a trace once and keeps of each what ordering and matching need, as NumPy columns.
+
+VMA rows, arguments and evidence stay in the file and are decoded again when asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from vmatrace.errors import BadTrace
+from vmatrace.ingest.effects import ALLOC, DUP, EFFECTS, STORE, count_effects, row_ranges
+from vmatrace.schema import FILE_FIELDS, LIMIT_FIELDS, LOSS_FIELDS, OP_CLASSES, TASK_FIELDS, Field
+from vmatrace.tracefile import Table, TraceFile
+
+Array = npt.NDArray[Any]
+
+UNCHANGED: Final = 0
+CHANGED: Final = 1
+UNTOLD: Final = 2
+"""The section alone does not tell whether it changed anything: nothing was read before it."""
+
+EVERYTHING: Final = (1 << 64) - 1
+
+# How many records later the last part of a section may leave the kernel.
+_FAR: Final = 4096
+
+_OP_FORK: Final = OP_CLASSES["OP_FORK"]
+_OP_MREMAP: Final = OP_CLASSES["OP_MREMAP"]
+_SECTION: Final = {
+    "index": np.uint64, "time": np.uint64, "acquired": np.uint64, "space": np.uint32, "seq": np.uint32,
+    "pid": np.uint32, "tid": np.uint32, "nr": np.uint16, "kind": np.uint8, "op_class": np.uint8,
+    "abi": np.uint8, "map_count": np.uint32,
+}  # fmt: skip
+_CALL: Final = {
+    "index": np.uint64, "time": np.uint64, "space": np.uint32, "pid": np.uint32, "tid": np.uint32,
+    "nr": np.uint16, "op_class": np.uint8, "abi": np.uint8, "result": np.int64,
+}  # fmt: skip
+_FAULT: Final = {"index": np.uint64, "time": np.uint64, "space": np.uint32, "tid": np.uint32}
+_COVER: Final = {"start": np.uint64, "end": np.uint64, "flags": np.uint8, "rows": np.uint32}
+
+
+@dataclass(slots=True)
+class Covers:
+    """The walked intervals of all sections, on one side: ``first[i]:first[i + 1]`` are those of section i."""
+
+    first: Array
+    start: Array
+    end: Array
+    flags: Array
+    #: Rows of the VMA table that belong to it, counted inside its section.
+    row: Array
+    rows: Array
+
+
+@dataclass(slots=True)
+class Records:
+    """Columns of all records in the order of ``index``; sections also have effects and covers.
+
+    ``sections["changed"]``: UNCHANGED, CHANGED or UNTOLD. ``sections["grew"]``: its only effect is a stack
+    that grew. ``uncovered``: section -> the stored range that no trusted walk read afterwards.
+    """
+
+    sections: dict[str, Array]
+    calls: dict[str, Array]
+    faults: dict[str, Array]
+    tasks: list[dict[str, Any]]
+    files: list[dict[str, Any]]
+    limits: list[dict[str, Any]]
+    losses: list[dict[str, Any]]
+    before: Covers
+    after: Covers
+    births: dict[str, Array]
+    uncovered: dict[int, tuple[int, int]]
+    #: First section and call of each batch, and the order in which rows of the file stand here.
+    section_batch: Array
+    call_batch: Array
+    section_row: Array
+    call_row: Array
+    first_time: int = 0
+    last_time: int = 0
+    #: Intervals of ``index`` in which at least one record of a CPU is missing.
+    gaps: list[tuple[int, int]] = field(default_factory=list)
+
+
+class _Collector:
+    """Columns that grow batch by batch."""
+
+    def __init__(self, columns: Mapping[str, Any]) -> None:
+        self.parts: dict[str, list[Array]] = {name: [] for name in columns}
+        self.dtypes = columns
+
+    def add(self, source: Table | Mapping[str, Array], names: Mapping[str, Any] | None = None) -> None:
+        for name in names or self.parts:
+            self.parts[name].append(np.array(source[name], dtype=self.dtypes[name]))
+
+    def put(self, name: str, values: Array) -> None:
+        self.parts[name].append(np.array(values, dtype=self.dtypes[name]))
+
+    def finish(self) -> dict[str, Array]:
+        found = {}
+        for name in list(self.parts):
+            parts = self.parts.pop(name)
+            found[name] = np.concatenate(parts) if parts else np.zeros(0, self.dtypes[name])
+        return found
+
+
+def load(file: TraceFile) -> Records:
+    """Read a whole trace. Raises BadTrace where it holds no batch at all."""
+    loader = _Loader()
+    for tables in file.batches():
+        loader.add(tables)
+    if not loader.batches:
+        raise BadTrace(
+            f"{file.path} holds no records", "record again; the recording ended before anything was written"
+        )
+    return loader.finish()
+
+
+class _Loader:
+    def __init__(self) -> None:
+        extra = {name: np.uint32 for name in EFFECTS} | {"changed": np.uint8, "grew": np.uint8}
+        self.sections = _Collector({**_SECTION, **extra})
+        self.calls = _Collector({**_CALL, "in_place": np.uint8})
+        self.faults = _Collector(_FAULT)
+        self.covers = {side: _CoverCollector() for side in ("before", "after")}
+        self.births = _Collector({"object": np.uint64, "section": np.uint32})
+        self.cpus = _Collector(
+            {"cpu": np.uint16, "cpu_seq": np.uint32, "index": np.uint64, "parts": np.uint16}
+        )
+        self.plain: dict[str, list[dict[str, Any]]] = {"tasks": [], "files": [], "limits": [], "losses": []}
+        self.uncovered: dict[int, tuple[int, int]] = {}
+        self.section_batch, self.call_batch = [0], [0]
+        self.batches = 0
+        self.times: list[int] = []
+
+    def add(self, tables: Mapping[str, Table]) -> None:
+        self.batches += 1
+        self._add_sections(tables["sections"])
+        calls = tables["calls"]
+        self.calls.add(calls, _CALL)
+        self.calls.put("in_place", _grew_in_place(calls))
+        self.call_batch.append(self.call_batch[-1] + calls.rows)
+        self.faults.add(tables["faults"])
+        for name, fields in (
+            ("tasks", TASK_FIELDS), ("files", FILE_FIELDS), ("limits", LIMIT_FIELDS), ("losses", LOSS_FIELDS),
+        ):  # fmt: skip
+            self.plain[name] += _plain_rows(tables[name], fields)
+        for name in ("sections", "calls", "tasks", "faults", "files"):
+            self._add_cpus(name, tables[name])
+
+    def _add_sections(self, sections: Table) -> None:
+        first = self.section_batch[-1]
+        counts, grew = count_effects(sections)
+        self.sections.add(sections, _SECTION)
+        for name in EFFECTS:
+            self.sections.put(name, counts[name])
+        self.sections.put("grew", grew)
+        self.sections.put("changed", _changes(sections))
+        for side, collector in self.covers.items():
+            collector.add(sections, side)
+        evidence = sections.child("evidence")
+        owner = np.repeat(np.arange(sections.rows), np.diff(sections.offsets("evidence")))
+        born = (evidence["what"] == ALLOC) | (evidence["what"] == DUP)
+        self.births.put("object", evidence["object"][born])
+        self.births.put("section", owner[born] + first)
+        for number, span in _uncovered(sections, owner):
+            self.uncovered[first + number] = span
+        self.section_batch.append(first + sections.rows)
+
+    def _add_cpus(self, name: str, table: Table) -> None:
+        self.cpus.add(table, {"cpu": 0, "cpu_seq": 0, "index": 0})
+        self.cpus.put("parts", table["parts"] if name == "sections" else np.ones(table.rows))
+        if table.rows:
+            self.times += [int(table["time"].min()), int(table["time"].max())]
+
+    def finish(self) -> Records:
+        sections, calls, faults = self.sections.finish(), self.calls.finish(), self.faults.finish()
+        births = self.births.finish()
+        before, after = self.covers["before"].finish(), self.covers["after"].finish()
+        section_row = np.arange(len(sections["index"]), dtype=np.uint32)
+        call_row = np.arange(len(calls["index"]), dtype=np.uint32)
+        if not _ascending(sections["index"]):
+            section_row = np.argsort(sections["index"], kind="stable").astype(np.uint32)
+            sections = _take(sections, section_row)
+            before, after = _take_covers(before, section_row), _take_covers(after, section_row)
+            place = np.argsort(section_row).astype(np.uint32)
+            births["section"] = place[births["section"]]
+            self.uncovered = {int(place[number]): span for number, span in self.uncovered.items()}
+        if not _ascending(calls["index"]):
+            call_row = np.argsort(calls["index"], kind="stable").astype(np.uint32)
+            calls = _take(calls, call_row)
+        for rows in self.plain.values():
+            rows.sort(key=lambda row: int(row["index"]))
+        return Records(
+            sections, calls, faults, self.plain["tasks"], self.plain["files"], self.plain["limits"],
+            self.plain["losses"], before, after, births, self.uncovered, np.array(self.section_batch),
+            np.array(self.call_batch), section_row, call_row, min(self.times, default=0),
+            max(self.times, default=0), _cpu_gaps(self.cpus.finish()),
+        )  # fmt: skip
+
+
+class _CoverCollector:
+    def __init__(self) -> None:
+        self.columns = _Collector({**_COVER, "row": np.uint32})
+        self.counts: list[Array] = []
+
+    def add(self, sections: Table, side: str) -> None:
+        covers, offsets = sections.child(side + "_cover"), sections.offsets(side + "_cover")
+        rows, row_offsets = covers["rows"].astype(np.int64), sections.offsets(side).astype(np.int64)
+        owner = np.repeat(np.arange(sections.rows), np.diff(offsets))
+        ends = np.cumsum(rows)
+        begins = ends - rows
+        origin = np.zeros(sections.rows, np.int64)
+        filled = np.diff(offsets) > 0
+        origin[filled] = begins[offsets[:-1][filled]]
+        row = begins - origin[owner]
+        # A cover that claims more rows than its section has is not to be trusted.
+        wrong = row + rows > np.diff(row_offsets)[owner]
+        if wrong.any():
+            raise BadTrace(
+                "the trace is damaged: a walked interval claims rows that are not there", "record again"
+            )
+        walked = covers["end"] > covers["start"]
+        self.columns.add({name: covers[name][walked] for name in _COVER} | {"row": row[walked]})
+        self.counts.append(np.bincount(owner[walked], minlength=sections.rows))
+
+    def finish(self) -> Covers:
+        columns = self.columns.finish()
+        counts = np.concatenate(self.counts) if self.counts else np.zeros(0, np.int64)
+        first = np.zeros(len(counts) + 1, np.int64)
+        np.cumsum(counts, out=first[1:])
+        return Covers(
+            first, columns["start"], columns["end"], columns["flags"], columns["row"], columns["rows"]
+        )
+
+
+def _ascending(values: Array) -> bool:
+    return bool((values[1:] >= values[:-1]).all())
+
+
+def _take(columns: dict[str, Array], order: Array) -> dict[str, Array]:
+    return {name: values[order] for name, values in columns.items()}
+
+
+def _take_covers(covers: Covers, order: Array) -> Covers:
+    lo, hi = covers.first[:-1][order], covers.first[1:][order]
+    rows = row_ranges(lo, hi)
+    first = np.zeros(len(order) + 1, np.int64)
+    np.cumsum(hi - lo, out=first[1:])
+    return Covers(
+        first, covers.start[rows], covers.end[rows], covers.flags[rows], covers.row[rows], covers.rows[rows]
+    )
+
+
+def _plain_rows(table: Table, fields: tuple[Field, ...]) -> list[dict[str, Any]]:
+    if not table.rows:
+        return []
+    columns = {f.name: table.text(f.name) if f.type == "text" else table[f.name].tolist() for f in fields}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _grew_in_place(calls: Table) -> Array:
+    """Which calls are an mremap that grew its mapping where it was."""
+    mremap = calls["op_class"] == _OP_MREMAP
+    if not mremap.any():
+        return mremap
+    same = calls["result"].astype(np.uint64) == calls["arg0"]
+    low = np.uint64(0xFFFFFFFF)
+    same |= (calls["abi"] == 1) & ((calls["result"].astype(np.uint64) & low) == (calls["arg0"] & low))
+    grown: Array = mremap & same & (calls["arg2"] > calls["arg1"])
+    return grown
+
+
+# ---- what a section changed --------------------------------------------------------------------------------
+
+_COMPARED: Final = ("start", "end", "flags", "pgoff", "file", "uffd", "policy", "object")
+
+
+def _changes(sections: Table) -> Array:
+    """Whether each section changed a VMA: by its evidence, or by its rows before and after."""
+    changed = np.where(np.diff(sections.offsets("evidence")) > 0, CHANGED, UNCHANGED).astype(np.uint8)
+    quiet = (changed == UNCHANGED) & (sections["op_class"] != _OP_FORK) & (sections["kind"] == 1)
+    nb, na = np.diff(sections.offsets("before")), np.diff(sections.offsets("after"))
+    changed[quiet & ~_walked(sections, "before")] = UNTOLD
+    quiet &= changed == UNCHANGED
+    for number in np.flatnonzero(quiet & (nb != na)).tolist():
+        changed[number] = _differs(sections, number)
+    even = np.flatnonzero(quiet & (nb == na) & (nb > 0))
+    if not len(even):
+        return changed
+    before, after = sections.child("before"), sections.child("after")
+    b = row_ranges(sections.offsets("before")[even], sections.offsets("before")[even + 1])
+    a = row_ranges(sections.offsets("after")[even], sections.offsets("after")[even + 1])
+    differs = np.zeros(len(b), bool)
+    for name in _COMPARED:
+        differs |= before[name][b] != after[name][a]
+    if before.has_text("name") or after.has_text("name"):
+        names, others = before.text("name"), after.text("name")
+        differs |= np.array(
+            [names[i] != others[j] for i, j in zip(b.tolist(), a.tolist(), strict=True)], bool
+        )
+    owner = np.repeat(even, nb[even])
+    for number in np.unique(owner[differs]).tolist():
+        changed[number] = _differs(sections, number)
+    return changed
+
+
+def _walked(sections: Table, side: str) -> Array:
+    covers, offsets = sections.child(side + "_cover"), sections.offsets(side + "_cover")
+    owner = np.repeat(np.arange(sections.rows), np.diff(offsets))
+    walked: Array = np.bincount(owner[covers["end"] > covers["start"]], minlength=sections.rows) > 0
+    return walked
+
+
+def _differs(sections: Table, number: int) -> int:
+    """Compare the rows before and after one section where both were walked."""
+    sides = []
+    for side in ("before", "after"):
+        rows, offsets = sections.child(side), sections.offsets(side)
+        part = slice(offsets[number], offsets[number + 1])
+        columns = [rows[name][part].tolist() for name in _COMPARED]
+        columns.append(rows.text("name")[part])
+        covers, cover_offsets = sections.child(side + "_cover"), sections.offsets(side + "_cover")
+        at = slice(cover_offsets[number], cover_offsets[number + 1])
+        spans = list(zip(covers["start"][at].tolist(), covers["end"][at].tolist(), strict=True))
+        sides.append((set(zip(*columns, strict=True)), spans))
+    (before, before_spans), (after, after_spans) = sides
+
+    def within(row: Any, spans: Any) -> bool:
+        return any(lo < row[1] and row[0] < hi for lo, hi in spans)
+
+    lost = any(within(row, after_spans) for row in before - after)
+    return CHANGED if lost or any(within(row, before_spans) for row in after - before) else UNCHANGED
+
+
+def _uncovered(sections: Table, owner: Array) -> list[tuple[int, tuple[int, int]]]:
+    """Sections that stored where no trusted walk looked afterwards, with the range of their stores."""
+    evidence = sections.child("evidence")
+    store = evidence["what"] == STORE
+    if not store.any():
+        return []
+    lo = np.full(sections.rows, EVERYTHING, np.uint64)
+    hi = np.zeros(sections.rows, np.uint64)
+    np.minimum.at(lo, owner[store], evidence["start"][store])
+    np.maximum.at(hi, owner[store], evidence["end"][store])
+    covers, offsets = sections.child("after_cover"), sections.offsets("after_cover")
+    cover_owner = np.repeat(np.arange(sections.rows), np.diff(offsets))
+    good = (covers["flags"] == 0) & (covers["start"] <= lo[cover_owner]) & (hi[cover_owner] <= covers["end"])
+    missing = hi > 0
+    missing[cover_owner[good]] = False
+    # The stores of one section may lie far apart: then each has to lie in some interval.
+    at = np.flatnonzero(store & missing[owner])
+    which = np.repeat(at, np.diff(offsets)[owner[at]])
+    walks = row_ranges(offsets[owner[at]], offsets[owner[at] + 1])
+    fits = (covers["start"][walks] <= evidence["start"][which]) & (
+        evidence["end"][which] <= covers["end"][walks]
+    )
+    read = np.zeros(len(store), bool)
+    read[which[fits & (covers["flags"][walks] == 0)]] = True
+    unread = np.unique(owner[at[~read[at]]]).tolist()
+    return [(n, (int(lo[n]), int(hi[n]))) for n in unread]
+
+
+# ---- losses ------------------------------------------------------------------------------------------------
+
+
+def _cpu_gaps(cpus: dict[str, Array]) -> list[tuple[int, int]]:
+    """Intervals of ``index`` between two records of a CPU in which records are missing.
+
+    A section that came in several parts took a number for each: a hole that they explain proves nothing.
+    """
+    order = np.lexsort((cpus["cpu_seq"], cpus["cpu"]))
+    cpu, seq, index = cpus["cpu"][order], cpus["cpu_seq"][order].astype(np.int64), cpus["index"][order]
+    parts = cpus["parts"][order].astype(np.int64)
+    same = cpu[1:] == cpu[:-1]
+    missing = np.where(same, np.diff(seq) - parts[1:], 0)
+    # Numbers taken by parts that were made elsewhere, or before another record of the same CPU.
+    spare = parts - 1
+    spare[1:] -= np.where(same, np.minimum(np.diff(seq) - 1, parts[1:] - 1), 0)
+    found = []
+    for i in np.flatnonzero(missing > 0).tolist():
+        lo, hi = int(index[i]), int(index[i + 1])
+        if missing[i] > spare[(index > lo) & (index < hi + _FAR)].sum():
+            found.append((lo, hi))
+    return found
