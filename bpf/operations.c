@@ -34,7 +34,7 @@ struct space {
 	u8 op_class, abi, role, cover_flags;
 	u16 nr, n;		/* n: cells used */
 	u32 evidence;		/* events in this section; odd: the last cell has room for one more */
-	u64 range[3][2];
+	u64 range[6];		/* three of [from, to); bcc takes one-dimensional arrays only */
 	u32 ranges, current_range;
 	u32 rows, kind;
 	u64 store_lo, store_hi;
@@ -47,7 +47,7 @@ struct space {
 	u64 mm_words[MM_READ_SIZE / 8];
 	u64 node[32];
 	u64 vma[32];
-	u64 cells[65][8];
+	u64 cells[65 * 8];
 };
 
 BPF_RINGBUF_OUTPUT(ring, RING_PAGES);
@@ -114,14 +114,14 @@ static __always_inline void fill_head(u64 *head, u32 kind, u32 flags, struct spa
 /* Sends the gathered cells. A failed reserve marks the space dirty: its next section reads the whole tree. */
 static __always_inline void send(struct space *s, u32 flags)
 {
-	u64 *head = &s->cells[0][0], size = s->n * 64ULL - 8;
+	u64 *head = &s->cells[0], size = s->n * 64ULL - 8;
 
 	asm volatile("" : "+r"(size));
 	size &= 4095;
 	fill_head(head, s->kind, flags, s);
 	head[6] = s->mm_words[MM_WORD(brk)];
 	head[7] = s->arg;
-	if (ring.ringbuf_output(&s->cells[0][1], size, NO_WAKEUP)) {
+	if (ring.ringbuf_output(&s->cells[1], size, NO_WAKEUP)) {
 		bump(COUNT_LOST);
 		s->dirty = 1;
 	}
@@ -138,7 +138,7 @@ static __always_inline void make_room(struct space *s)
 
 static __always_inline u64 *next_cell(struct space *s, u64 tag)
 {
-	u64 *cell = &s->cells[s->n & 63][0];
+	u64 *cell = &s->cells[(s->n & 63) * 8];
 
 	cell[0] = tag;
 	s->n++;
@@ -380,7 +380,7 @@ static __always_inline void start_range(struct space *s)
 
 	if (at > 2)
 		at = 2;
-	s->walk_addr = s->range[at][0] ? s->range[at][0] - 1 : 0;
+	s->walk_addr = s->range[2 * at] ? s->range[2 * at] - 1 : 0;
 	s->cover_lo = ADDR_END;
 	s->in_leaf = 0;
 	s->walk_node = 0;
@@ -452,7 +452,7 @@ static __always_inline int step(struct space *s, u64 mm)
 	if (entry)
 		add_row(s, entry);
 	s->walk_addr = hi + 1;
-	if (hi >= s->range[at][1]) {
+	if (hi >= s->range[2 * at + 1]) {
 		add_cover(s, mm, s->cover_lo, hi == ADDR_END ? ADDR_END : hi + 1);
 		s->current_range = at + 1;
 		if (at + 1 >= s->ranges)
@@ -529,8 +529,8 @@ static __always_inline void set_range(struct space *s, u32 at, u64 lo, u64 hi)
 {
 	if (at > 2)
 		return;
-	s->range[at][0] = lo;
-	s->range[at][1] = hi;
+	s->range[2 * at] = lo;
+	s->range[2 * at + 1] = hi;
 	s->ranges = at + 1;
 }
 
@@ -801,7 +801,7 @@ static __always_inline void add_evidence(struct space *s, u64 what, u64 object, 
 	u64 *cell;
 
 	if (s->evidence & 1) {
-		cell = &s->cells[(s->n - 1) & 63][0];
+		cell = &s->cells[(s->n - 1 & 63) * 8];
 		cell[0] |= what << 16;
 		cell[4] = object;
 		cell[5] = lo;
@@ -859,7 +859,7 @@ HOOK(ma_write)
 	/* A walk of a range reads whole slots, its neighbours' too: only a store that touches none needs more. */
 #pragma unroll
 	for (u32 r = 0; r < 3; r++)
-		if (r < s->ranges && mas[1] <= s->range[r][1] && mas[2] + 1 >= s->range[r][0])
+		if (r < s->ranges && mas[1] <= s->range[2 * r + 1] && mas[2] + 1 >= s->range[2 * r])
 			return 0;
 	if (mas[1] < s->store_lo)
 		s->store_lo = mas[1];

@@ -18,6 +18,7 @@ from vmatrace import btf as kernel_btf
 from vmatrace.capture.bcc import Program
 from vmatrace.capture.headers import write_headers
 from vmatrace.capture.ring import RingReader, Words
+from vmatrace.errors import CannotTrace
 from vmatrace.resources import bpf_dir
 from vmatrace.schema import MISC, OP_CLASSES
 from vmatrace.syscalls import architecture, op_classes
@@ -55,6 +56,7 @@ class Operations:
             finally:
                 del os.environ["BCC_KERNEL_SOURCE"]
         self._spaces = self.program.table("spaces")
+        _check_leaf(self._spaces)
         self._tgids = self.program.table("traced_tgids")
         self._next_space = FIRST_OWN_SPACE
         self._iterator: int | None = None
@@ -130,6 +132,14 @@ class Operations:
         """Detach and unload."""
         self.program.close()
         self.ring.close()
+
+
+def _check_leaf(table: Any) -> None:
+    """bcc guesses a map value's layout; a wrong guess would let the kernel write past our buffer."""
+    info = Path(f"/proc/self/fdinfo/{table.map_fd}").read_text()
+    size = next(int(line.split()[1]) for line in info.splitlines() if line.startswith("value_size"))
+    if ctypes.sizeof(table.Leaf) != size:
+        raise CannotTrace(f"bcc: takes a value of {size} bytes for {ctypes.sizeof(table.Leaf)}", "report this")
 
 
 def program_stats(operations: Operations) -> dict[str, Any]:
