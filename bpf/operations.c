@@ -801,7 +801,7 @@ static __always_inline void add_evidence(struct space *s, u64 what, u64 object, 
 	u64 *cell;
 
 	if (s->evidence & 1) {
-		cell = &s->cells[(s->n - 1 & 63) * 8];
+		cell = &s->cells[((s->n - 1) & 63) * 8];
 		cell[0] |= what << 16;
 		cell[4] = object;
 		cell[5] = lo;

@@ -27,22 +27,22 @@ _HALF = np.uint64(32)
 class Cloak:
     """A keyed permutation of 64-bit words that keeps 0: the same pointer gives the same id, and none gives it away.
 
-    Rounds of multiply by a secret odd number and shift-xor; the key lives in this object alone.
+    Rounds of multiply by a secret odd number and shift-xor, each of which maps 0 to 0; the key lives in this
+    object alone.
     """
 
     def __init__(self) -> None:
-        self._keys = [np.uint64(secrets.randbits(64) | 1) for _ in range(2)]
-        self._salt = np.uint64(secrets.randbits(64))
+        self._keys = [np.uint64(secrets.randbits(64) | 1) for _ in range(3)]
 
     def __call__(self, words: Array) -> Array:
         """Opaque ids of the pointers ``words`` (uint64)."""
-        null = words == 0
-        out = words ^ self._salt
+        first, second, last = self._keys
         with np.errstate(over="ignore"):
-            for key in self._keys:
-                out *= key
-                out ^= out >> _HALF
-        out[null] = 0
+            out = words * first
+            out ^= out >> _HALF
+            out *= second
+            out ^= out >> _HALF
+            out *= last
         return out
 
 

@@ -1,7 +1,7 @@
 """Joins write sections, calls and task events into operations, and numbers them in each address space.
 
-An operation is a call with its write sections in one address space, a fault that grew a stack, a child's copy at
-fork, an exec, an exit, or (``OTHER``) a section that changed something and has none of these causes.
+An operation is a call with its write sections in one address space, a fault that grew a stack, a child's copy
+at fork, an exec, an exit, or (``OTHER``) a section that changed something and has none of these causes.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ _FAULT_CLASS: Final = OP_CLASSES["OP_FAULT"]
 class Operations:
     """Columns of all operations, sorted by address space and number.
 
-    ``call``: row of the call or -1. ``task``: row of the task event (FORK) or -1. ``order``: where it stands among
-    all records. ``sections[first[i]:first[i + 1]]``: its write sections. ``effects``: counts by name.
+    ``call``: row of the call or -1. ``task``: row of the task event (FORK) or -1. ``order``: where it stands
+    among all records. ``sections[first[i]:first[i + 1]]``: its write sections. ``effects``: counts by name.
     """
 
     space: Array
@@ -60,7 +60,7 @@ class Operations:
     effects: dict[str, Array]
     #: Write sections without a cause that changed nothing.
     dropped: int
-    #: All sections ordered by address space; ``space_ids[i]`` has those of ``space_first[i]:space_first[i + 1]``.
+    #: All sections by address space; ``space_ids[i]`` has those of ``space_first[i]:space_first[i + 1]``.
     by_space: Array
     space_ids: Array
     space_first: Array
@@ -74,8 +74,8 @@ class Operations:
 def match(records: Records, resolve: Callable[[list[int], Array, Array, Array], list[bool]]) -> Operations:
     """Build the operations of a trace.
 
-    ``resolve`` says for sections that do not tell it themselves whether they changed anything; it is given their
-    numbers, and all sections ordered by space with the ids and first places of the spaces.
+    ``resolve`` says for sections that do not tell it themselves whether they changed anything; it is given
+    their numbers, and all sections ordered by space with the ids and first places of the spaces.
     """
     by_space, ids, space_first = _group_by_space(records.sections["space"])
     call_of = _calls_of_sections(records)
@@ -136,7 +136,7 @@ def _resolve_untold(
     space_first: Array,
 ) -> None:
     sections = records.sections
-    snapshot = (sections["nr"] == FAULT_NR) & (sections["op_class"] == 0)
+    snapshot = is_snapshot(sections, slice(None))
     sections["changed"][snapshot] = UNCHANGED
     untold = np.flatnonzero(sections["changed"] == UNTOLD).tolist()
     if untold:
@@ -229,10 +229,10 @@ class _Draft:
         starts = np.r_[0, np.flatnonzero(space[1:] != space[:-1]) + 1].astype(np.int64) if self.count else []
         number = np.arange(self.count) - np.repeat(starts, np.diff(np.r_[starts, self.count]))
         operations = Operations(
-            space, number.astype(np.uint32), columns["kind"].astype(np.uint8), columns["call"].astype(np.int32),
-            columns["task"].astype(np.int32), columns["order"], np.zeros(self.count, np.uint8),
-            np.zeros(self.count, np.uint8), first, listed.astype(np.uint32), {}, self.dropped, by_space, ids,
-            space_first, of_section,
+            space, number.astype(np.uint32), columns["kind"].astype(np.uint8),
+            columns["call"].astype(np.int32), columns["task"].astype(np.int32), columns["order"],
+            np.zeros(self.count, np.uint8), np.zeros(self.count, np.uint8), first, listed.astype(np.uint32),
+            {}, self.dropped, by_space, ids, space_first, of_section,
         )  # fmt: skip
         _sum_effects(self.records, operations)
         _flag(self.records, operations)
@@ -268,6 +268,13 @@ def _flag(records: Records, operations: Operations) -> None:
         operations.flags[orphan] |= LOST
 
 
+def is_snapshot(sections: dict[str, Array], part: Any) -> Array:
+    """Which of these sections are looks at a living address space, not write sections."""
+    found: Array = sections["kind"][part] == KINDS["SECTION"]
+    found &= (sections["nr"][part] == FAULT_NR) & (sections["op_class"][part] == 0)
+    return found
+
+
 def section_faults(records: Records, by_space: Array) -> tuple[Array, Array]:
     """Sections before which others of their space are missing, and those whose map_count does not add up."""
     sections = records.sections
@@ -283,7 +290,9 @@ def section_faults(records: Records, by_space: Array) -> tuple[Array, Array]:
         task = forks.get(int(space[at]))
         if task is not None and task["parent_space"] not in (0, task["space"]):
             previous_seq[at], previous[at], known[at] = task["seq"], task["map_count"], True
-    gap = seq != previous_seq + 1
+    # A snapshot stands right behind the section whose state it shows.
+    snapshot = is_snapshot(sections, by_space)
+    gap = seq != np.where(snapshot & same, previous_seq, previous_seq + 1)
     effects = {name: sections[name][by_space].astype(np.int64) for name in EFFECTS}
     expected = effects["new"] + effects["copy"] + effects["split"] - effects["unmap"] - effects["victim"]
     # An exec starts anew, the last look comes after the VMAs are gone, and a snapshot counts nothing.

@@ -266,7 +266,7 @@ def _plain_rows(table: Table, fields: tuple[Field, ...]) -> list[dict[str, Any]]
 
 def _grew_in_place(calls: Table) -> Array:
     """Which calls are an mremap that grew its mapping where it was."""
-    mremap = calls["op_class"] == _OP_MREMAP
+    mremap: Array = calls["op_class"] == _OP_MREMAP
     if not mremap.any():
         return mremap
     same = calls["result"].astype(np.uint64) == calls["arg0"]

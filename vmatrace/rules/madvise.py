@@ -15,8 +15,8 @@ from vmatrace.rules.mprotect import nothing_changes
 from vmatrace.rules.munmap import check_seals_first, is_sealed
 from vmatrace.rules.registry import rule
 from vmatrace.vma import (
-    DONTCOPY, DONTDUMP, DROPPABLE, HUGEPAGE, HUGETLB, IO, LOCKED, MAYBE_GUARD, MAYWRITE, MERGEABLE, NOHUGEPAGE, RAND_READ,
-    SEQ_READ, SHARED, SPECIAL, WIPEONFORK, WRITE, Vma,
+    DONTCOPY, DONTDUMP, DROPPABLE, HUGEPAGE, HUGETLB, IO, LOCKED, MAYBE_GUARD, MAYWRITE, MERGEABLE, NOHUGEPAGE, PFNMAP,
+    RAND_READ, SEQ_READ, SHARED, SPECIAL, UFFD_FLAGS, WIPEONFORK, WRITE, Vma,
 )  # fmt: skip
 
 _NAME = {number: name for name, number in MADV.items()}
@@ -172,7 +172,7 @@ def advise(kernel: Kernel, start: int, length: int, behavior: int) -> int:
     if advice == "MADV_GUARD_INSTALL":
         _walk(kernel, start, end, lambda vma, prev, low, high: _install_guard(kernel, vma))
     elif advice == "MADV_POPULATE_WRITE":
-        _walk(kernel, start, end, lambda vma, prev, low, high: _populate(kernel, vma))
+        _populate(kernel, start, end)
     else:
         _walk(kernel, start, end, lambda vma, prev, low, high: _update(kernel, vma, prev, low, high, advice))
     return 0
@@ -217,8 +217,25 @@ def _install_guard(kernel: Kernel, vma: Vma) -> Vma:
     return prepare_anon_vma(kernel, vma) if guard_needs_anon_vma(kernel, vma) else vma
 
 
-def _populate(kernel: Kernel, vma: Vma) -> Vma:
-    return prepare_anon_vma(kernel, vma) if populate_writes(kernel, vma) else vma
+@rule("populate_write_needs_write", "madvise_populate, check_vma_flags")
+def cannot_be_written(kernel: Kernel, vma: Vma) -> bool:
+    """MADV_POPULATE_WRITE is refused on mappings that are not writable, and on IO and PFNMAP."""
+    return not vma.flags & WRITE or bool(vma.flags & (IO | PFNMAP))
+
+
+def _populate(kernel: Kernel, start: int, end: int) -> None:
+    """madvise_populate: stops at the first gap (ENOMEM) or VMA that cannot be written (EINVAL)."""
+    while start < end:
+        vma = kernel.space.at(start)
+        if vma is None:
+            kernel.fail("ENOMEM")
+        if cannot_be_written(kernel, vma):
+            kernel.fail("EINVAL")
+        if vma.flags & (MAYBE_GUARD | UFFD_FLAGS) or vma.file is not None:
+            kernel.maybe_errnos.add("EFAULT")
+        if populate_writes(kernel, vma):
+            prepare_anon_vma(kernel, vma)
+        start = vma.end
 
 
 def madvise(kernel: Kernel, operation: Operation) -> int:

@@ -9,7 +9,8 @@ from vmatrace.rules.modify import modify_flags
 from vmatrace.rules.mprotect import nothing_changes
 from vmatrace.rules.registry import rule
 from vmatrace.vma import (
-    ACCESS, DROPPABLE, HUGETLB, IO, LOCKED, LOCKED_MASK, LOCKONFAULT, MAYBE_GUARD, PFNMAP, SPECIAL, Vma,
+    ACCESS, DROPPABLE, HUGETLB, IO, LOCKED, LOCKED_MASK, LOCKONFAULT, MAYBE_GUARD, PFNMAP, SPECIAL, UFFD_FLAGS,
+    Vma,
 )  # fmt: skip
 
 
@@ -99,9 +100,9 @@ def _lock(kernel: Kernel, start: int, length: int, bits: int) -> int:
 
 
 def _note_unsure_populate(kernel: Kernel, start: int, end: int) -> None:
-    """Populating may fail on guard regions and past the end of a file; no rule knows the pages."""
+    """Populating may fail on guard regions, under a userfaultfd and past the end of a file: no rule knows the pages."""
     for vma in kernel.space.overlapping(start, end):
-        if vma.flags & MAYBE_GUARD or vma.file is not None:
+        if vma.flags & (MAYBE_GUARD | UFFD_FLAGS) or vma.file is not None:
             kernel.maybe_errnos.update(("ENOMEM", "EAGAIN"))
 
 

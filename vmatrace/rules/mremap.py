@@ -279,7 +279,7 @@ def several_vmas_move(kernel: Kernel, call: Remap) -> bool:
 @rule("multi_move_not_allowed", "vma_multi_allowed", feature="multi_vma_mremap")
 def must_move_alone(kernel: Kernel, vma: Vma) -> bool:
     """A VMA with userfaultfd, or of a file that chooses its own addresses, does not move with others."""
-    return vma.uffd is not None or vma.kind in ("own_area", "special")
+    return vma.uffd is not None or vma.kind in ("own_area", "zero", "special")
 
 
 def _move_range(kernel: Kernel, call: Remap) -> int:
