@@ -36,6 +36,8 @@ TRACEPOINTS = (
     "sched_process_exit",
     "exit_mmap",
 )
+# One program for bcc, which rewrites map calls in the main file only: the parts are put together in this order.
+SOURCES = ("space.c", "records.c", "files.c", "walk.c", "calls.c", "evidence.c", "lives.c", "snapshot.c")
 SNAPSHOT_WORDS = 24
 FIRST_OWN_SPACE = 1 << 24
 """Address spaces registered from here get numbers from this one on; those registered in BPF count from 1."""
@@ -51,7 +53,7 @@ class Operations:
             root = write_headers(Path(folder), btf, ring_pages=ring_bytes // page, max_spaces=max_spaces)
             os.environ["BCC_KERNEL_SOURCE"] = str(root)
             try:
-                source = (bpf_dir() / "operations.c").read_text()
+                source = "\n".join((bpf_dir() / "operations" / part).read_text() for part in SOURCES)
                 self.program = Program(source, (root, bpf_dir()))
             finally:
                 del os.environ["BCC_KERNEL_SOURCE"]
