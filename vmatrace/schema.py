@@ -75,6 +75,9 @@ OP_CLASSES: Final = {
     "OP_EXEC": 10,
     "OP_FAULT": 11,  # no system call in flight
     "OP_LIMITS": 12,  # changes a limit that decides
+    "OP_MBIND": 13,
+    "OP_VECTOR": 14,  # process_madvise: ranges in user memory, maybe of another process
+    "OP_OLD_MMAP": 15,  # i386: the arguments are a structure in user memory
 }
 
 ROW_BITS: Final = {
@@ -203,8 +206,17 @@ CALL_FIELDS: Final = (
     _f("abi", "u8", INPUT, "0: native, 1: 32-bit"),
     _f("nr", "u16", INPUT, "number of the system call"),
     _f("result", "i64", PREDICTED, "return value, negative: errno"),
-    *(_f(f"arg{n}", "u64", INPUT, f"argument {n + 1}") for n in range(6)),
+    *(_f(f"arg{n}", "u64", INPUT, f"argument {n + 1}, or what it points to (USER_ARGUMENTS)") for n in range(6)),
 )
+USER_ARGUMENTS: Final = {
+    "OP_LIMITS": "arg4, arg5: the new soft and hard limit; 2**64 - 1 where none is set",
+    "OP_UFFD": "arg3, arg4, arg5: start, length and mode of the range given to the ioctl",
+    "OP_MBIND": "arg3: the first 64 nodes of the mask, 0 where there is none",
+    "OP_VECTOR": "arg1, arg5: base and length of the first range (arg2: how many there are)",
+    "OP_OLD_MMAP": "arg0 to arg5: the six words of the structure",
+}
+"""System calls of these classes point to their arguments: what is read there stands in arguments they do not use."""
+
 TASK_FIELDS: Final = (
     *_WHEN,
     *_WHO,

@@ -21,20 +21,20 @@ FAULT_NR: Final = 65535
 _TABLE: Final = """
 mmap                    MMAP    addr,len,prot,flags,fd,off               9    -    222  -
 mmap2                   MMAP    addr,len,prot,flags,fd,pgoff             -    192  -    192
-old_mmap                OTHER   arg                                      -    90   -    -
+old_mmap                OLD_MMAP arg                                     -    90   -    -
 munmap                  RANGE   addr,len                                 11   91   215  91
 mprotect                RANGE   start,len,prot                           10   125  226  125
 pkey_mprotect           RANGE   start,len,prot,pkey                      329  380  288  394
 mremap                  MREMAP  addr,old_len,new_len,flags,new_addr      25   163  216  163
 brk                     BRK     brk                                      12   45   214  45
 madvise                 RANGE   start,len_in,behavior                    28   219  233  220
-process_madvise         OTHER   pidfd,vec,vlen,behavior,flags            440  440  440  440
+process_madvise         VECTOR  pidfd,vec,vlen,behavior,flags            440  440  440  440
 mlock                   RANGE   start,len                                149  150  228  150
 mlock2                  RANGE   start,len,flags                          325  376  284  390
 munlock                 RANGE   start,len                                150  151  229  151
 mlockall                WHOLE   flags                                    151  152  230  152
 munlockall              WHOLE   -                                        152  153  231  153
-mbind                   RANGE   start,len,mode,nmask,maxnode,flags       237  274  235  319
+mbind                   MBIND   start,len,mode,nmask,maxnode,flags       237  274  235  319
 set_mempolicy_home_node RANGE   start,len,home_node,flags                450  450  450  450
 mseal                   RANGE   start,len,flags                          462  462  462  462
 remap_file_pages        RANGE   start,size,prot,pgoff,flags              216  257  234  253

@@ -27,6 +27,7 @@ static __always_inline void ranges_of_call(struct space *s, u64 *args, u64 regs,
 
 	switch (s->op_class) {
 	case OP_RANGE:
+	case OP_MBIND:
 		add_user_range(s, args[0], args[1]);
 		break;
 	case OP_MMAP:
@@ -53,6 +54,8 @@ static __always_inline void ranges_of_call(struct space *s, u64 *args, u64 regs,
 		break;
 	case OP_WHOLE:
 	case OP_OTHER:
+	case OP_VECTOR:
+	case OP_OLD_MMAP:
 		set_range(s, 0, 0, ADDR_END);
 		break;
 	case OP_FAULT:
@@ -197,9 +200,51 @@ static __always_inline void follow_announced(u64 regs)
 		traced_tgids.update(&tgid, &on);
 }
 
+/* What arguments point to stands in arguments that the call does not use: USER_ARGUMENTS in schema.py. */
+static __always_inline void read_user_arguments(u8 class, u64 *args)
+{
+	u64 pointer;
+	u32 words[6];
+
+	switch (class) {
+	case OP_LIMITS:
+		args[4] = args[5] = ADDR_END;
+		pointer = args[2] ? args[2] : args[1];
+		if (pointer > 4096)
+			bpf_probe_read_user(&args[4], 16, (void *)pointer);
+		break;
+	case OP_UFFD:
+		args[3] = args[4] = args[5] = 0;
+		bpf_probe_read_user(&args[3], 24, (void *)args[2]);
+		break;
+	case OP_MBIND:
+		pointer = args[3];
+		args[3] = 0;
+		if (pointer)
+			bpf_probe_read_user(&args[3], 8, (void *)pointer);
+		break;
+	case OP_VECTOR:
+		pointer = args[1];
+		args[1] = args[5] = 0;
+		bpf_probe_read_user(&args[1], 8, (void *)pointer);
+		bpf_probe_read_user(&args[5], 8, (void *)(pointer + 8));
+		break;
+	case OP_OLD_MMAP:
+		if (bpf_probe_read_user(words, 24, (void *)args[0]))
+			break;
+		args[0] = words[0];
+		args[1] = words[1];
+		args[2] = words[2];
+		args[3] = words[3];
+		args[4] = words[4];
+		args[5] = words[5];
+		break;
+	}
+}
+
 HOOK(sys_exit)
 {
-	u64 regs = ctx->args[0], args[6] = {}, nr, mm, cells[16], id, limit;
+	u64 regs = ctx->args[0], args[6] = {}, nr, mm, cells[16], id;
 	u32 abi = 0, classes;
 	struct space *s;
 	u8 class;
@@ -222,12 +267,7 @@ HOOK(sys_exit)
 		return 0;
 	if (class == OP_PRCTL && args[0] != 0x53564d41 && args[0] != 67 && args[0] != 35 && args[0] != 65)
 		return 0;
-	if (class == OP_LIMITS) {	/* the new limit, soft and hard, goes where no argument is */
-		args[4] = args[5] = ADDR_END;
-		limit = args[2] ? args[2] : args[1];
-		if (limit > 4096)
-			bpf_probe_read_user(&args[4], 16, (void *)limit);
-	}
+	read_user_arguments(class, args);
 	id = bpf_get_current_pid_tgid();
 	cells[0] = 0;
 	cells[1] = KIND_CALL | (u64)class << 16 | (u64)abi << 24 | nr << 32;

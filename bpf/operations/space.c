@@ -13,6 +13,8 @@
 #include "vmatrace_events.h"
 #include "vma_compat.h"
 
+#define BPF_LICENSE	Dual MIT/GPL
+
 #define CELL_MAX	56	/* cells gathered before a partial record leaves */
 #define WALK_STEPS	24	/* slots or levels per program run; the walker calls itself again for more */
 #define NODE_MASK	(~0xffULL)
