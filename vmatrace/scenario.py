@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,15 +37,60 @@ from vmatrace.vma import AddressSpace, Vma, flag_names, parse_flags
 
 _ADDRESS_END: Final = 1 << 64
 _VMA_KEYS: Final = frozenset(
-    "start end pgoff flags file close anon_vma forked uffd policy name anonymous kind anon_pgoff huge_size".split()
+    [
+        "start",
+        "end",
+        "pgoff",
+        "flags",
+        "file",
+        "close",
+        "anon_vma",
+        "forked",
+        "uffd",
+        "policy",
+        "name",
+        "anonymous",
+        "kind",
+        "anon_pgoff",
+        "huge_size",
+    ]
 )
 _SCENARIO_KEYS: Final = frozenset(
-    "name page_size vmas operation expect steps config limits source kernel mm rules comment".split()
+    [
+        "name",
+        "page_size",
+        "vmas",
+        "operation",
+        "expect",
+        "steps",
+        "config",
+        "limits",
+        "source",
+        "kernel",
+        "mm",
+        "rules",
+        "comment",
+    ]
 )
-_EXPECT_KEYS: Final = frozenset("outcome errno vmas ret map_count locked_vm total_vm data_vm stack_vm".split())
+_EXPECT_KEYS: Final = frozenset(
+    ["outcome", "errno", "vmas", "ret", "map_count", "locked_vm", "total_vm", "data_vm", "stack_vm"]
+)
 # Operation fields that are no arguments of the call.
 _INPUT_KEYS: Final = frozenset(
-    "file anon_vma policy uffd name picked event_remap event_fork overcommit_ok av pkey rights".split()
+    [
+        "file",
+        "anon_vma",
+        "policy",
+        "uffd",
+        "name",
+        "picked",
+        "event_remap",
+        "event_fork",
+        "overcommit_ok",
+        "av",
+        "pkey",
+        "rights",
+    ]
 )
 #: Arguments whose value is a text or a list of names of constants.
 _SOURCES: Final = ("kernel", "kernel-test", "derived")
@@ -130,7 +175,9 @@ def read_scenarios(path: Path) -> Iterator[Scenario | UsageError]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: {getattr(error, 'strerror', None) or 'not a text file'}", "name a .jsonl file") from error
+        raise UsageError(
+            f"{path}: {getattr(error, 'strerror', None) or 'not a text file'}", "name a .jsonl file"
+        ) from error
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
@@ -208,13 +255,15 @@ def _parse_limits(value: object, page_size: int, config: Config) -> Limits:
     for key, number in limits.items():
         if key.startswith("rlimit") and number < 0:
             limits[key] = NO_LIMIT
-    return Limits(page_size=page_size, config=config, **limits)
+    return replace(Limits(page_size=page_size, config=config), **limits)  # type: ignore[arg-type]
 
 
 def _address(item: Mapping[str, Any], key: str, page_size: int) -> int:
     value = item.get(key)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise UsageError(f"{key} is missing or no number" if value is None else f"{key} {value!r} is no number")
+        raise UsageError(
+            f"{key} is missing or no number" if value is None else f"{key} {value!r} is no number"
+        )
     if not 0 <= value < _ADDRESS_END:
         raise UsageError(f"{key} {value:#x} is past the end of the address space")
     if value % page_size:
@@ -237,8 +286,8 @@ def _parse_vma(item: object, index: int, page_size: int) -> Vma:
         file, close = item.get("file"), bool(item.get("close", False))
         anonymous = bool(item.get("anonymous", file is None and not close))
         return Vma(
-            start, end, flags, pgoff, file, anonymous, close, item.get("anon_vma"), bool(item.get("forked", False)),
-            item.get("uffd"), item.get("policy"), item.get("name"), index, item.get("kind", ""),
+            start, end, flags, pgoff, file, anonymous, close, item.get("anon_vma"),
+            bool(item.get("forked", False)), item.get("uffd"), item.get("policy"), item.get("name"), index, item.get("kind", ""),
             item.get("anon_pgoff"), item.get("huge_size", 0),
         )  # fmt: skip
     except UsageError as error:
@@ -368,7 +417,9 @@ def run_scenario(scenario: Scenario, rules: RuleSet, disabled: Collection[str] =
         try:
             result = apply(space, step.operation, rules, mm, scenario.limits, disabled)
         except Unmodelled as unknown:
-            raise UsageError(f"{scenario.where or name}: {step.operation.name}: {unknown.reason}") from unknown
+            raise UsageError(
+                f"{scenario.where or name}: {step.operation.name}: {unknown.reason}"
+            ) from unknown
         outcomes.append(_judge(name, step, result, before))
     return outcomes
 
@@ -390,7 +441,9 @@ def _judge(name: str, step: Step, result: Result, before: tuple[Vma, ...]) -> Ou
     )
 
 
-def _differences(expect: Mapping[str, Any], word: str, result: Result, after: tuple[Vma, ...]) -> Iterator[str]:
+def _differences(
+    expect: Mapping[str, Any], word: str, result: Result, after: tuple[Vma, ...]
+) -> Iterator[str]:
     if "outcome" in expect and expect["outcome"] != word:
         yield f"outcome: expected {expect['outcome']}, got {word}"
     if "errno" in expect and expect["errno"] != result.errno:
@@ -412,8 +465,17 @@ def _layout_differences(expected: list[dict[str, Any]], after: tuple[Vma, ...]) 
         got = {**dict.fromkeys(("uffd", "policy", "name")), "anonymous": vma.anonymous, **vma_as_json(vma)}
         for key, value in wanted.items():
             have = got.get(key, getattr(vma, key, None))
-            if set(value) != set(have) if key == "flags" else value != have:
+            if set(value) != set(have or ()) if key == "flags" else value != have:
                 yield f"VMA {i} {key}: expected {value}, got {have}"
 
 
-__all__ = ["Outcome", "Scenario", "Step", "outcome_of", "parse_scenario", "read_scenarios", "run_scenario", "vma_as_json"]
+__all__ = [
+    "Outcome",
+    "Scenario",
+    "Step",
+    "outcome_of",
+    "parse_scenario",
+    "read_scenarios",
+    "run_scenario",
+    "vma_as_json",
+]

@@ -63,7 +63,8 @@ def apply(
     """Run one operation on ``space`` by the rules of one kernel, and say what it did.
 
     ``space`` and ``mm`` are changed in place (copy them first to try two rule sets). Without ``mm``, one is
-    counted from the space. ``disabled`` names rules to switch off (power tests). Raises Unmodelled, with the space
+    counted from the space. ``disabled`` names rules to switch off (power tests). Raises Unmodelled, with
+    the space
     and the mm as they were, where the model cannot know; a failing call is a Result with an errno.
     """
     handler = _HANDLERS.get(operation.name)
@@ -96,11 +97,15 @@ def check_rule_ids(ids: Collection[str]) -> None:
     for id in ids:
         if id not in RULES:
             near = nearest(id, RULES)
-            raise UsageError(f"unknown rule {id!r}", f"did you mean {near}?" if near else "`vmatrace rules` lists them")
+            raise UsageError(
+                f"unknown rule {id!r}", f"did you mean {near}?" if near else "`vmatrace rules` lists them"
+            )
 
 
 __all__ = [
-    "CALLS", "RULES", "STEPS", "AddressSpace", "Change", "Config", "Copy", "Effect", "FileGiven", "Grow", "ImpossibleInput", "Limits",
-    "Merge", "MmState", "New", "Operation", "Policy", "Result", "Rule", "RuleSet", "Shrink", "Split", "Unmap", "Unmodelled",
+    "CALLS", "RULES", "STEPS", "AddressSpace", "Change", "Config", "Copy", "Effect", "FileGiven", "Grow",
+    "ImpossibleInput", "Limits",
+    "Merge", "MmState", "New", "Operation", "Policy", "Result", "Rule", "RuleSet", "Shrink", "Split",
+    "Unmap", "Unmodelled",
     "apply", "check_rule_ids", "counters_of",
 ]  # fmt: skip

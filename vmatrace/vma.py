@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 from vmatrace.errors import UsageError, nearest
@@ -113,7 +114,8 @@ def flag_names(bits: int) -> list[str]:
 class Vma(NamedTuple):
     """One VMA as a value: what ``vm_area_struct`` holds as far as a rule looks at it.
 
-    ``start`` and ``end`` are bytes, half open; ``flags`` the bits of ``vm_flags``; ``pgoff`` pages. Identities
+    ``start`` and ``end`` are bytes, half open; ``flags`` the bits of ``vm_flags``; ``pgoff`` pages.
+    Identities
     (``file``, ``anon_vma``, ``uffd``, ``policy``, ``name``, ``obj``) are any hashable value, None for absent.
     ``anonymous`` says that ``vm_ops`` is NULL, which private /dev/zero is in spite of its file.
     """
@@ -149,7 +151,8 @@ class Vma(NamedTuple):
         return self.end - self.start
 
     def cut(self, start: int, end: int, shift: int = 12) -> Vma:
-        """The piece ``[start, end)`` of this VMA, page offsets adjusted (``shift``: log2 of the page size)."""
+        """The piece ``[start, end)`` of this VMA, page offsets adjusted (``shift``: log2 of the page
+        size)."""
         pages = (start - self.start) >> shift
         anon_pgoff = self.anon_pgoff
         if anon_pgoff is not None:
@@ -161,7 +164,8 @@ class Vma(NamedTuple):
         return Vma(self.start, self.end, flags, *self[3:])
 
     def __str__(self) -> str:
-        return f"[{self.start:#x}, {self.end:#x}) pgoff {self.pgoff:#x} {'|'.join(flag_names(self.flags)) or '-'}"
+        names = "|".join(flag_names(self.flags)) or "-"
+        return f"[{self.start:#x}, {self.end:#x}) pgoff {self.pgoff:#x} {names}"
 
 
 # A chunk splits when it grows past this: memmove inside it stays far cheaper than one rule.
@@ -171,7 +175,8 @@ _CHUNK: Final = 512
 class AddressSpace:
     """The VMAs of one mm, sorted and disjoint; each change costs O(log n).
 
-    The lookups follow the kernel's iterators: ``find`` is find_vma, ``below`` the previous VMA. Every change goes
+    The lookups follow the kernel's iterators: ``find`` is find_vma, ``below`` the previous VMA. Every
+    change goes
     through ``substitute``, so that ``undo_to`` can take back what an operation did.
     """
 
@@ -182,7 +187,7 @@ class AddressSpace:
         for vma in ordered:
             if vma.start >= vma.end:
                 raise ValueError(f"empty VMA {vma}")
-        for left, right in zip(ordered, ordered[1:], strict=False):
+        for left, right in pairwise(ordered):
             if left.end > right.start:
                 raise ValueError(f"VMAs overlap: {left} and {right}")
         self._chunks = [ordered[i : i + _CHUNK // 2] for i in range(0, len(ordered), _CHUNK // 2)] or [[]]
@@ -302,7 +307,9 @@ class AddressSpace:
         i = bisect_left(chunk, (old.start,))
         lower = chunk[i - 1].start if i else self._firsts[at] - 1
         upper = chunk[i + 1].start if i + 1 < len(chunk) else None
-        if lower < new.start and (upper is None and new.start <= old.start or upper is not None and new.start < upper):
+        if lower < new.start and (
+            (upper is None and new.start <= old.start) or (upper is not None and new.start < upper)
+        ):
             chunk[i] = new
             return
         self._remove(old)

@@ -12,19 +12,35 @@ from vmatrace.errors import EXIT_OK
 from vmatrace.kernel import RuleSet, rule_set
 from vmatrace.simulator import RULES, Rule, check_rule_ids
 
-_COLUMNS = ("id", "kernel_function", "sentence", "feature", "until", "commit", "unobservable", "module", "in_force")
+_COLUMNS = (
+    "id",
+    "kernel_function",
+    "sentence",
+    "feature",
+    "until",
+    "commit",
+    "unobservable",
+    "module",
+    "in_force",
+)
 
 
 def command(
-    id: Annotated[str | None, typer.Argument(help="One rule, or a function of the kernel; all without it.")] = None,
-    rules: Annotated[str | None, typer.Option("--rules", help="Only the rules in force under this rule set.")] = None,
+    id: Annotated[
+        str | None, typer.Argument(help="One rule, or a function of the kernel; all without it.")
+    ] = None,
+    rules: Annotated[
+        str | None, typer.Option("--rules", help="Only the rules in force under this rule set.")
+    ] = None,
     format: FormatOption = Format.table,
 ) -> int:
     """List the rules that the simulator knows, each with the kernel function it states."""
     chosen = None if rules is None else rule_set(rules)
     found = list(RULES.values())
     if id is not None:
-        found = [rule for rule in found if rule.id == id] or [rule for rule in found if id in _functions(rule)]
+        found = [rule for rule in found if rule.id == id] or [
+            rule for rule in found if id in _functions(rule)
+        ]
         if not found:
             check_rule_ids([id])
     if chosen is not None:

@@ -15,15 +15,21 @@ from vmatrace.rules.drawing import draw
 from vmatrace.scenario import Outcome, Scenario, read_scenarios, run_scenario
 from vmatrace.simulator import check_rule_ids
 
-RulesOption = Annotated[str, typer.Option("--rules", help="Rule set: a release (6.18), with +feature and -feature.")]
-WithoutOption = Annotated[list[str] | None, typer.Option("--without", help="Switch a rule off (may be repeated).")]
+RulesOption = Annotated[
+    str, typer.Option("--rules", help="Rule set: a release (6.18), with +feature and -feature.")
+]
+WithoutOption = Annotated[
+    list[str] | None, typer.Option("--without", help="Switch a rule off (may be repeated).")
+]
 
 
 def command(
     scenario: Annotated[Path, typer.Argument(help="Scenarios, one JSON object a line.")],
     rules: RulesOption = "6.18",
     without: WithoutOption = None,
-    keep_going: Annotated[bool, typer.Option("--keep-going", help="Run the other lines after a bad one.")] = False,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Run the other lines after a bad one.")
+    ] = False,
     format: FormatOption = Format.table,
 ) -> int:
     """Run each scenario through the rules and compare the outcome with what it expects."""
@@ -43,7 +49,9 @@ def command(
             common.print_error(error.message, error.hint)
             bad += 1
     if not outcomes and not bad:
-        raise UsageError(f"{scenario}: no scenario in it", "one JSON object a line; see `vmatrace simulate --help`")
+        raise UsageError(
+            f"{scenario}: no scenario in it", "one JSON object a line; see `vmatrace simulate --help`"
+        )
     _print(outcomes, format)
     failed = sum(outcome.agrees is False for _, outcome in outcomes)
     common.note(f"{len(outcomes)} operations by rules {chosen.name} ({chosen.label}): {failed} disagree")

@@ -253,6 +253,13 @@ _TABLE: tuple[Feature, ...] = (
         "member vma_remap_struct.vmi_needs_invalidate",
     ),
     Feature(
+        "seal_discard_by_ops",
+        "a seal protects what has no vm_ops from discarding advice, private /dev/zero included (before: no file)",
+        Commit("2dc72a5acf3a", "mm/mseal: update madvise() logic", "v6.17"),
+        "v6.17",
+        _BEHAVIOUR,
+    ),
+    Feature(
         "desc_vm_file",
         "vm_area_desc keeps the file called and lets the hook replace vm_file",
         Commit("af6703838ecb", "mm: specify separate file and vm_file params in vm_area_desc", "v6.18"),

@@ -1,6 +1,7 @@
 """The kernel's rules about VMAs: one rule is one function with a sentence for a name, and knows its commit.
 
-``vmatrace.rules.registry`` lists them; ``vmatrace.simulator`` runs them. A rule is found by the kernel's function
+``vmatrace.rules.registry`` lists them; ``vmatrace.simulator`` runs them. A rule is found by the kernel's
+function
 name: each module's first line names the functions that it states.
 """
 
@@ -14,7 +15,8 @@ from vmatrace.rules.model import Operation
 
 #: Modules whose ``CALLS`` table maps names of system calls and events to their handlers.
 _CALL_MODULES = (
-    "anon_vma", "brk", "lifecycle", "madvise", "mbind", "mlock", "mmap", "mprotect", "mremap", "mseal", "munmap", "prctl",
+    "anon_vma", "brk", "lifecycle", "madvise", "mbind", "mlock", "mmap", "mprotect", "mremap", "mseal",
+    "munmap", "prctl",
     "shm", "stack", "userfaultfd",
 )  # fmt: skip
 

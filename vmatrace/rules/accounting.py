@@ -24,7 +24,8 @@ def is_exec(flags: int) -> bool:
 
 
 def stat_account(mm: MmState, flags: int, pages: int) -> None:
-    """vm_stat_account: add ``pages`` (may be negative) to total_vm and to the class that ``flags`` belong to."""
+    """vm_stat_account: add ``pages`` (may be negative) to total_vm and to the class that ``flags`` belong
+    to."""
     mm.total_vm += pages
     if is_exec(flags):
         mm.exec_vm += pages

@@ -21,7 +21,9 @@ def _compatible(kernel: Kernel, lower: Vma, upper: Vma) -> bool:
     pages = (upper.start - lower.start) >> kernel.shift
     if lower.pgoff + pages != upper.pgoff:
         return False
-    return lower.anon_pgoff is None or upper.anon_pgoff is None or lower.anon_pgoff + pages == upper.anon_pgoff
+    return (
+        lower.anon_pgoff is None or upper.anon_pgoff is None or lower.anon_pgoff + pages == upper.anon_pgoff
+    )
 
 
 @rule("anon_vma_reused_next", "find_mergeable_anon_vma")
@@ -74,7 +76,8 @@ def fault(kernel: Kernel, operation: Operation) -> int:
 
 
 def populate(kernel: Kernel, operation: Operation) -> int:
-    """What populating ``[addr, addr + len)`` gives (MAP_POPULATE, mlock): private writable VMAs an anon_vma."""
+    """What populating ``[addr, addr + len)`` gives (MAP_POPULATE, mlock): private writable VMAs an
+    anon_vma."""
     start = operation.args["addr"]
     for vma in kernel.space.overlapping(start, start + operation.args["len"]):
         if populate_writes(kernel, vma):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from vmatrace.rules.accounting import charge_is_refused, lock_limit_is_reached, may_expand, new_map_is_one_too_many
+from vmatrace.rules.accounting import (
+    charge_is_refused,
+    lock_limit_is_reached,
+    may_expand,
+    new_map_is_one_too_many,
+)
 from vmatrace.rules.context import Kernel
 from vmatrace.rules.ksm import process_opted_in
 from vmatrace.rules.merge import merge_new_range, tree_is_out_of_memory

@@ -1,4 +1,5 @@
-"""What a rule sees while an operation runs: the space, the mm, the limits, the features, and what happened so far."""
+"""What a rule sees while an operation runs: the space, the mm, the limits, the features, and what happened
+so far."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ class Kernel:
     """One operation on its way through the rules."""
 
     __slots__ = (
-        "_features", "asked", "child", "child_mm", "decided", "effects", "inputs", "limits", "maybe_errnos", "mm", "off", "shift", "space",
+        "_features", "asked", "child", "child_mm", "decided", "effects", "inputs", "limits",
+        "maybe_errnos", "mm", "off", "shift", "space",
     )  # fmt: skip
 
     def __init__(

@@ -13,7 +13,8 @@ from vmatrace.vma import Vma
 
 @rule("copy_unfaulted_pgoff", "copy_vma")
 def unfaulted_copy_gets_new_offset(kernel: Kernel, vma: Vma) -> bool:
-    """An anonymous VMA that was never faulted takes the page offset of its new place, so that it can merge there."""
+    """An anonymous VMA that was never faulted takes the page offset of its new place, so that it can merge
+    there."""
     return vma.anonymous and vma.anon_vma is None
 
 
@@ -37,7 +38,8 @@ def source_is_no_neighbour(kernel: Kernel, keep_source: bool) -> bool:
     unobservable=True,
 )
 def failed_link_is_undone(kernel: Kernel, vma: Vma) -> bool:
-    """When the last step, vma_link, fails: reservations fixed up, close called, file put, anon_vmas unlinked."""
+    """When the last step, vma_link, fails: reservations fixed up, close called, file put, anon_vmas
+    unlinked."""
     return bool(vma.huge_size)
 
 

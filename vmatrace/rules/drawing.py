@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from vmatrace.vma import Vma
 
@@ -11,7 +12,8 @@ _LONGEST = 12
 
 
 def draw(layouts: Sequence[tuple[str, Sequence[Vma]]], shift: int = 12) -> list[str]:
-    """Lines that show each labelled layout to one scale: a VMA is a run of letters, equal letters equal attributes.
+    """Lines that show each labelled layout to one scale: a VMA is a run of letters, equal letters equal
+    attributes.
 
     The ruler below marks page numbers (hex) at each boundary; long stretches are shortened to ``~``.
     """
@@ -19,7 +21,7 @@ def draw(layouts: Sequence[tuple[str, Sequence[Vma]]], shift: int = 12) -> list[
     if not edges:
         return [f"{label}: (no VMA)" for label, _ in layouts]
     columns: dict[int, int] = {edges[0]: 0}
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         columns[high] = columns[low] + max(2, min(_LONGEST, (high - low) >> shift) * 2)
     letters: dict[tuple[object, ...], str] = {}
     width = max(len(label) for label, _ in layouts)

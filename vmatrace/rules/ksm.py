@@ -8,7 +8,15 @@ from vmatrace.rules.context import Kernel
 from vmatrace.rules.model import FileGiven
 from vmatrace.rules.registry import rule
 from vmatrace.vma import (
-    DONTEXPAND, DROPPABLE, HUGETLB, IO, MAYSHARE, MERGEABLE, MIXEDMAP, PFNMAP, SHARED,
+    DONTEXPAND,
+    DROPPABLE,
+    HUGETLB,
+    IO,
+    MAYSHARE,
+    MERGEABLE,
+    MIXEDMAP,
+    PFNMAP,
+    SHARED,
 )  # fmt: skip
 
 _UNFIT = SHARED | MAYSHARE | PFNMAP | IO | DONTEXPAND | HUGETLB | MIXEDMAP | DROPPABLE

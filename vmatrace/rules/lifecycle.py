@@ -1,4 +1,5 @@
-"""Birth and death of an address space and its VMA objects: dup_mmap, exit_mmap, attach and detach, exec's stack."""
+"""Birth and death of an address space and its VMA objects: dup_mmap, exit_mmap, attach and detach, exec's
+stack."""
 
 from __future__ import annotations
 
@@ -9,8 +10,21 @@ from vmatrace.rules.model import Copy, MmState, New, Operation, Unmap
 from vmatrace.rules.registry import rule
 from vmatrace.rules.steps import expand_vma, shrink_vma
 from vmatrace.vma import (
-    ACCOUNT, DONTCOPY, GROWSDOWN, LOCKED_MASK, MAY_ALL, NOHUGEPAGE, RAND_READ, READ, SEQ_READ, SOFTDIRTY, UFFD_FLAGS,
-    WIPEONFORK, WRITE, AddressSpace, Vma,
+    ACCOUNT,
+    DONTCOPY,
+    GROWSDOWN,
+    LOCKED_MASK,
+    MAY_ALL,
+    NOHUGEPAGE,
+    RAND_READ,
+    READ,
+    SEQ_READ,
+    SOFTDIRTY,
+    UFFD_FLAGS,
+    WIPEONFORK,
+    WRITE,
+    AddressSpace,
+    Vma,
 )  # fmt: skip
 
 
@@ -28,7 +42,8 @@ def is_wiped(kernel: Kernel, vma: Vma) -> int:
 
 @rule("fork_chains", "anon_vma_fork")
 def gets_chained_anon_vma(kernel: Kernel, vma: Vma) -> bool:
-    """The copy of a faulted VMA gets an anon_vma of its own behind the parent's: a chain of more than one for ever."""
+    """The copy of a faulted VMA gets an anon_vma of its own behind the parent's: a chain of more than one
+    for ever."""
     return vma.anon_vma is not None
 
 
@@ -98,13 +113,15 @@ def exit_mmap(kernel: Kernel, operation: Operation) -> int:
     commit=Commit("dd7a6246f4fd", "mm: abstract initial stack setup to mm subsystem", "v6.16"),
 )
 def first_stack_flags(kernel: Kernel) -> int:
-    """exec's first stack page lies below STACK_TOP_MAX, with RAND_READ and SEQ_READ as marks of being unfinished."""
+    """exec's first stack page lies below STACK_TOP_MAX, with RAND_READ and SEQ_READ as marks of being
+    unfinished."""
     dirty = SOFTDIRTY if kernel.limits.config.soft_dirty else 0
     return READ | WRITE | MAY_ALL | GROWSDOWN | ACCOUNT | RAND_READ | SEQ_READ | dirty
 
 
 def create_init_stack(kernel: Kernel, operation: Operation) -> int:
-    """create_init_stack_vma: one page below ``top``; fails with ENOMEM (insert, then KSM exit, unlock, free)."""
+    """create_init_stack_vma: one page below ``top``; fails with ENOMEM (insert, then KSM exit, unlock,
+    free)."""
     top, page = operation.args["top"], kernel.limits.page_size
     start = top - page
     if not kernel.space.is_free(start, top):
@@ -120,15 +137,19 @@ def create_init_stack(kernel: Kernel, operation: Operation) -> int:
 @rule(
     "exec_stack_moves",
     "relocate_vma_down, shift_arg_pages",
-    commit=Commit("6c36ac1e124f", "mm: establish mm/vma_exec.c for shared exec/mm VMA functionality", "v6.16"),
+    commit=Commit(
+        "6c36ac1e124f", "mm: establish mm/vma_exec.c for shared exec/mm VMA functionality", "v6.16"
+    ),
 )
 def stack_keeps_offset(kernel: Kernel, vma: Vma) -> int:
-    """exec's stack moves down by growing over both places and shrinking to the new one; its page offset stays."""
+    """exec's stack moves down by growing over both places and shrinking to the new one; its page offset
+    stays."""
     return vma.pgoff
 
 
 def relocate_stack(kernel: Kernel, operation: Operation) -> int:
-    """relocate_vma_down: move the VMA at ``start`` down by ``shift`` bytes; EFAULT where another VMA is in the way."""
+    """relocate_vma_down: move the VMA at ``start`` down by ``shift`` bytes; EFAULT where another VMA is in
+    the way."""
     vma = kernel.space.at(operation.args["start"])
     shift = operation.args["shift"]
     if vma is None or shift <= 0 or shift > vma.start:
@@ -144,4 +165,9 @@ def relocate_stack(kernel: Kernel, operation: Operation) -> int:
     return start
 
 
-CALLS = {"fork": fork, "exit": exit_mmap, "create_init_stack": create_init_stack, "relocate_stack": relocate_stack}
+CALLS = {
+    "fork": fork,
+    "exit": exit_mmap,
+    "create_init_stack": create_init_stack,
+    "relocate_stack": relocate_stack,
+}

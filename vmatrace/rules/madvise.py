@@ -15,8 +15,26 @@ from vmatrace.rules.mprotect import nothing_changes
 from vmatrace.rules.munmap import check_seals_first, is_sealed
 from vmatrace.rules.registry import rule
 from vmatrace.vma import (
-    DONTCOPY, DONTDUMP, DROPPABLE, HUGEPAGE, HUGETLB, IO, LOCKED, MAYBE_GUARD, MAYWRITE, MERGEABLE, NOHUGEPAGE, PFNMAP,
-    RAND_READ, SEQ_READ, SHARED, SPECIAL, UFFD_FLAGS, WIPEONFORK, WRITE, Vma,
+    DONTCOPY,
+    DONTDUMP,
+    DROPPABLE,
+    HUGEPAGE,
+    HUGETLB,
+    IO,
+    LOCKED,
+    MAYBE_GUARD,
+    MAYWRITE,
+    MERGEABLE,
+    NOHUGEPAGE,
+    PFNMAP,
+    RAND_READ,
+    SEQ_READ,
+    SHARED,
+    SPECIAL,
+    UFFD_FLAGS,
+    WIPEONFORK,
+    WRITE,
+    Vma,
 )  # fmt: skip
 
 _NAME = {number: name for name, number in MADV.items()}
@@ -39,7 +57,8 @@ _SET_CLEAR: dict[str, tuple[int, int]] = {
 NO_VMA_ADVICE = frozenset(
     MADV[name]
     for name in (
-        "MADV_WILLNEED", "MADV_DONTNEED", "MADV_FREE", "MADV_REMOVE", "MADV_COLD", "MADV_PAGEOUT", "MADV_POPULATE_READ",
+        "MADV_WILLNEED", "MADV_DONTNEED", "MADV_FREE", "MADV_REMOVE", "MADV_COLD", "MADV_PAGEOUT",
+        "MADV_POPULATE_READ",
         "MADV_DONTNEED_LOCKED", "MADV_COLLAPSE", "MADV_HWPOISON", "MADV_SOFT_OFFLINE", "MADV_GUARD_REMOVE",
     )
 )  # fmt: skip
@@ -49,8 +68,11 @@ _DISCARDS = frozenset(("MADV_DONTFORK", "MADV_WIPEONFORK", "MADV_GUARD_INSTALL")
 @rule("seal_blocks_discard", "can_madvise_modify, can_modify_vma_madv", feature="mseal")
 def seal_forbids_discard(kernel: Kernel, vma: Vma, advice: str) -> bool:
     """Advice that throws contents away is refused on sealed anonymous memory that cannot be written."""
-    private = vma.file is None and not vma.flags & SHARED
-    return advice in _DISCARDS and private and not vma.flags & WRITE and bool(is_sealed(kernel, vma))
+    if advice not in _DISCARDS or vma.flags & WRITE:
+        return False
+    by_ops = kernel.has("seal_discard_by_ops")
+    private = vma.anonymous if by_ops else vma.file is None and not vma.flags & SHARED
+    return private and bool(is_sealed(kernel, vma))
 
 
 @rule("dofork_not_io", "madvise_vma_behavior")
@@ -198,7 +220,8 @@ def _update(kernel: Kernel, vma: Vma, prev: Vma | None, start: int, end: int, ad
 
 @rule("guard_valid", "is_valid_guard_vma", feature="guard_regions")
 def cannot_hold_guards(kernel: Kernel, vma: Vma) -> int:
-    """Guard regions are refused in special, hugetlb and locked VMAs, and at first in all but writable anonymous ones."""
+    """Guard regions are refused in special, hugetlb and locked VMAs, and at first in all but writable
+    anonymous ones."""
     refused = vma.flags & (SPECIAL | HUGETLB | LOCKED)
     if not kernel.has("mmap_prepare"):  # file-backed guard regions came in v6.15, between two named releases
         refused |= not (vma.anonymous and vma.flags & MAYWRITE)

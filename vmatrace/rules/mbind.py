@@ -15,7 +15,8 @@ from vmatrace.vma import Vma
 
 @rule("mbind_no_holes", "queue_pages_test_walk")
 def range_has_a_hole(kernel: Kernel, start: int, end: int, policy: Hashable) -> bool:
-    """A range with a hole is refused before anything changes; the default policy accepts holes, but not a range of air."""
+    """A range with a hole is refused before anything changes; the default policy accepts holes, but not a
+    range of air."""
     covered, at = False, start
     for vma in kernel.space.overlapping(start, end):
         covered = True

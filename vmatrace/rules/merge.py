@@ -33,7 +33,8 @@ def merge_new_range(kernel: Kernel, proposal: Proposal, caller: str = "mmap") ->
         and can_merge_before(kernel, proposal, next)
     )
     if left and right:
-        assert prev is not None and next is not None
+        assert prev is not None
+        assert next is not None
         right = not (
             neighbours_have_two_anon_vmas(kernel, prev, next)
             or next_must_not_be_deleted(kernel, next)
@@ -58,7 +59,8 @@ def neighbours_have_two_anon_vmas(kernel: Kernel, prev: Vma, next: Vma) -> bool:
 
 @rule("close_keeps_next", "can_merge_remove_vma")
 def next_must_not_be_deleted(kernel: Kernel, next: Vma) -> bool:
-    """A merge of both sides would delete the next VMA; with a close hook it stays, and the left merge is made."""
+    """A merge of both sides would delete the next VMA; with a close hook it stays, and the left merge is
+    made."""
     return next.close
 
 
@@ -114,7 +116,8 @@ def _merged(kernel: Kernel, side: str, survivor: Vma, victims: tuple[Vma, ...]) 
 
 
 def merge_existing_range(kernel: Kernel, proposal: Proposal) -> Vma | None:
-    """vma_merge_existing_range: the VMA that the changed range now belongs to, or None where nothing merged."""
+    """vma_merge_existing_range: the VMA that the changed range now belongs to, or None where nothing
+    merged."""
     middle = proposal.middle
     assert middle is not None
     at_start, at_end = proposal.start == middle.start, proposal.end == middle.end
@@ -123,11 +126,17 @@ def merge_existing_range(kernel: Kernel, proposal: Proposal) -> Vma | None:
     if not kernel.has("vmg"):
         return merge_old.merge_existing_range(kernel, proposal)
     prev = proposal.prev
-    left = at_start and prev is not None and prev.end == proposal.start and can_merge_after(kernel, proposal, prev)
+    left = (
+        at_start
+        and prev is not None
+        and prev.end == proposal.start
+        and can_merge_after(kernel, proposal, prev)
+    )
     next = kernel.space.find(proposal.end) if at_end else None
     right = next is not None and next.start == proposal.end and can_merge_before(kernel, proposal, next)
     if left and right:
-        assert prev is not None and next is not None
+        assert prev is not None
+        assert next is not None
         right = not neighbours_have_two_anon_vmas(kernel, prev, next)
     if not left and not right:
         return None
@@ -188,7 +197,9 @@ def _take_right(kernel: Kernel, proposal: Proposal, middle: Vma, whole: bool, ne
     flags = next.flags | sticky_flags_of(kernel, proposal.flags, 0)
     anon_vma, forked = anon_vma_for(kernel, next, middle, None)
     anon_pgoff = None if next.anon_pgoff is None else next.anon_pgoff - pages
-    survivor = rebuilt(next, proposal.start, next.end, next.pgoff - pages, flags, anon_vma, forked, anon_pgoff)
+    survivor = rebuilt(
+        next, proposal.start, next.end, next.pgoff - pages, flags, anon_vma, forked, anon_pgoff
+    )
     if whole:
         kernel.space.substitute((middle, next), (survivor,))
         _merged(kernel, "right", survivor, (middle,))

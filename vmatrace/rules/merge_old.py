@@ -1,4 +1,5 @@
-"""The merge step before v6.12: vma_merge with its numbered cases, and mmap_region's own way to extend neighbours."""
+"""The merge step before v6.12: vma_merge with its numbered cases, and mmap_region's own way to extend
+neighbours."""
 
 from __future__ import annotations
 
@@ -18,11 +19,12 @@ def next_is_tested_first(kernel: Kernel, caller: str) -> bool:
 
 
 def merge_new_range(kernel: Kernel, proposal: Proposal, caller: str) -> Vma | None:
-    """A new range: mmap_region's own tests for mmap, vma_merge for the rest, the previous VMA only for brk."""
+    """A new range: mmap_region's own tests for mmap, vma_merge for the rest, the previous VMA only for
+    brk."""
     prev, next = proposal.prev, proposal.next
     if prev is not None and prev.end != proposal.start:
         prev = None
-    if next is not None and next.start != proposal.end or proposal.expand_only:
+    if (next is not None and next.start != proposal.end) or proposal.expand_only:
         next = None
     if next_is_tested_first(kernel, caller):
         right = next is not None and can_merge_before(kernel, proposal, next)
@@ -34,7 +36,8 @@ def merge_new_range(kernel: Kernel, proposal: Proposal, caller: str) -> Vma | No
         left = prev is not None and can_merge_after(kernel, proposal, prev)
         right = next is not None and can_merge_before(kernel, proposal, next)
         if left and right:
-            assert prev is not None and next is not None
+            assert prev is not None
+            assert next is not None
             right = not _two_anon_vmas(prev, next)
     if not left and not right:
         return None
@@ -77,12 +80,17 @@ def merge_existing_range(kernel: Kernel, proposal: Proposal) -> Vma | None:
     assert middle is not None
     at_start, at_end = proposal.start == middle.start, proposal.end == middle.end
     whole = at_start and at_end
-    prev = proposal.prev if at_start and proposal.prev is not None and proposal.prev.end == middle.start else None
+    prev = (
+        proposal.prev
+        if at_start and proposal.prev is not None and proposal.prev.end == middle.start
+        else None
+    )
     next = kernel.space.at(proposal.end) if at_end else None
     left = prev is not None and can_merge_after(kernel, proposal, prev)
     right = next is not None and can_merge_before(kernel, proposal, next)
     if left and right:
-        assert prev is not None and next is not None
+        assert prev is not None
+        assert next is not None
         right = not _two_anon_vmas(prev, next)
     if not (left or right) or kernel.limits.config.fail_prealloc:
         return None
@@ -121,8 +129,8 @@ def _into_next(kernel: Kernel, proposal: Proposal, middle: Vma, whole: bool, nex
         kernel.space.substitute((middle, next), (survivor,))
         kernel.mm.map_count -= 1
     else:
-        kernel.space.substitute((middle, next), (middle.cut(middle.start, proposal.start, kernel.shift), survivor))
+        kernel.space.substitute(
+            (middle, next), (middle.cut(middle.start, proposal.start, kernel.shift), survivor)
+        )
     kernel.effects.append(Merge("right", survivor.obj, (middle.obj,) if whole else ()))
     return survivor
-
-

@@ -9,7 +9,17 @@ from vmatrace.rules.modify import modify_flags
 from vmatrace.rules.mprotect import nothing_changes
 from vmatrace.rules.registry import rule
 from vmatrace.vma import (
-    ACCESS, DROPPABLE, HUGETLB, IO, LOCKED, LOCKED_MASK, LOCKONFAULT, MAYBE_GUARD, PFNMAP, SPECIAL, UFFD_FLAGS,
+    ACCESS,
+    DROPPABLE,
+    HUGETLB,
+    IO,
+    LOCKED,
+    LOCKED_MASK,
+    LOCKONFAULT,
+    MAYBE_GUARD,
+    PFNMAP,
+    SPECIAL,
+    UFFD_FLAGS,
     Vma,
 )  # fmt: skip
 
@@ -28,7 +38,8 @@ def droppable_is_skipped(kernel: Kernel, vma: Vma) -> int:
 
 @rule("memlock_total", "do_mlock")
 def too_much_is_locked(kernel: Kernel, start: int, length: int) -> bool:
-    """Without CAP_IPC_LOCK all locked pages together stay within RLIMIT_MEMLOCK; what is locked already is free."""
+    """Without CAP_IPC_LOCK all locked pages together stay within RLIMIT_MEMLOCK; what is locked already is
+    free."""
     if kernel.limits.can_lock:
         return False
     limit = kernel.limits.rlimit_memlock >> kernel.shift
@@ -42,7 +53,8 @@ def too_much_is_locked(kernel: Kernel, start: int, length: int) -> bool:
 
 @rule("mlock_not_accessible", "__mm_populate, __mlock_posix_error_return")
 def pages_cannot_be_touched(kernel: Kernel, start: int, end: int) -> bool:
-    """mlock of memory without access rights locks the VMA, then fails with ENOMEM as it cannot be populated."""
+    """mlock of memory without access rights locks the VMA, then fails with ENOMEM as it cannot be
+    populated."""
     for vma in kernel.space.overlapping(start, end):
         if not vma.flags & (ACCESS | IO | PFNMAP | LOCKONFAULT):
             return True
@@ -52,7 +64,11 @@ def pages_cannot_be_touched(kernel: Kernel, start: int, end: int) -> bool:
 def fixup(kernel: Kernel, vma: Vma, prev: Vma | None, start: int, end: int, flags: int) -> Vma:
     """mlock_fixup: the VMA that holds the range afterwards."""
     old = vma.flags
-    if nothing_changes(kernel, old, flags) or cannot_be_locked(kernel, vma) or droppable_is_skipped(kernel, vma):
+    if (
+        nothing_changes(kernel, old, flags)
+        or cannot_be_locked(kernel, vma)
+        or droppable_is_skipped(kernel, vma)
+    ):
         return vma
     changed = modify_flags(kernel, vma, prev, start, end, flags)
     pages = (end - start) >> kernel.shift
@@ -100,7 +116,8 @@ def _lock(kernel: Kernel, start: int, length: int, bits: int) -> int:
 
 
 def _note_unsure_populate(kernel: Kernel, start: int, end: int) -> None:
-    """Populating may fail on guard regions, under a userfaultfd and past the end of a file: no rule knows the pages."""
+    """Populating may fail on guard regions, under a userfaultfd and past the end of a file: no rule knows
+    the pages."""
     for vma in kernel.space.overlapping(start, end):
         if vma.flags & (MAYBE_GUARD | UFFD_FLAGS) or vma.file is not None:
             kernel.maybe_errnos.update(("ENOMEM", "EAGAIN"))

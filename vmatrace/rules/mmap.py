@@ -6,8 +6,23 @@ from dataclasses import replace
 
 from vmatrace.rules.accounting import lock_limit_is_reached, may_expand, new_map_is_one_too_many
 from vmatrace.rules.constants import (
-    MAP_32BIT, MAP_ANONYMOUS, MAP_DROPPABLE, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_LOCKED,
-    MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_STACK, MAP_SYNC, MAP_TYPE, PROT_EXEC, PROT_READ,
+    MAP_32BIT,
+    MAP_ANONYMOUS,
+    MAP_DROPPABLE,
+    MAP_FIXED,
+    MAP_FIXED_NOREPLACE,
+    MAP_GROWSDOWN,
+    MAP_HUGETLB,
+    MAP_LOCKED,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    MAP_SHARED_VALIDATE,
+    MAP_STACK,
+    MAP_SYNC,
+    MAP_TYPE,
+    PROT_EXEC,
+    PROT_READ,
     PROT_WRITE,
 )  # fmt: skip
 from vmatrace.rules.context import Kernel
@@ -15,13 +30,29 @@ from vmatrace.rules.mmap_region import Mapping, map_region
 from vmatrace.rules.model import FileGiven, ImpossibleInput, Operation
 from vmatrace.rules.registry import rule
 from vmatrace.vma import (
-    DONTDUMP, DROPPABLE, EXEC, GROWSDOWN, LOCKED, MAY_ALL, MAYEXEC, MAYSHARE, MAYWRITE, NOHUGEPAGE, NORESERVE, PKEY_SHIFT,
-    SHADOW_STACK, SHARED, SYNC, WIPEONFORK, WRITE,
+    DONTDUMP,
+    DROPPABLE,
+    EXEC,
+    GROWSDOWN,
+    LOCKED,
+    MAY_ALL,
+    MAYEXEC,
+    MAYSHARE,
+    MAYWRITE,
+    NOHUGEPAGE,
+    NORESERVE,
+    PKEY_SHIFT,
+    SHADOW_STACK,
+    SHARED,
+    SYNC,
+    WIPEONFORK,
+    WRITE,
 )  # fmt: skip
 
 # The flags that every file accepts with MAP_SHARED_VALIDATE (LEGACY_MAP_MASK).
 _LEGACY = (
-    MAP_SHARED | MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | 0x800 | 0x1000 | 0x4000000 | MAP_32BIT | MAP_GROWSDOWN
+    MAP_SHARED | MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | 0x800 | 0x1000 | 0x4000000 | MAP_32BIT |
+    MAP_GROWSDOWN
     | MAP_LOCKED | MAP_NORESERVE | 0x8000 | 0x10000 | MAP_STACK | MAP_HUGETLB | (0x3F << 26)
 )  # fmt: skip
 
@@ -254,7 +285,9 @@ def _anonymous_flags(kernel: Kernel, flags: int, vm_flags: int) -> int:
     kernel.fail("EINVAL")
 
 
-def _mapping(kernel: Kernel, given: FileGiven | None, start: int, length: int, flags: int, pgoff: int) -> Mapping:
+def _mapping(
+    kernel: Kernel, given: FileGiven | None, start: int, length: int, flags: int, pgoff: int
+) -> Mapping:
     mapping = Mapping(start, start + length, flags, pgoff, given)
     if given is not None:
         mapping.file = given.identity
@@ -301,7 +334,9 @@ def remap_file_pages(kernel: Kernel, operation: Operation) -> int:
         end = other.end
     if start + size > end:
         kernel.fail("EINVAL")
-    flags = args.get("flags", 0) & 0x10000 | MAP_SHARED | MAP_FIXED | (MAP_LOCKED if vma.flags & LOCKED else 0)
+    flags = (
+        args.get("flags", 0) & 0x10000 | MAP_SHARED | MAP_FIXED | (MAP_LOCKED if vma.flags & LOCKED else 0)
+    )
     given: FileGiven = kernel.inputs.get("file") or FileGiven(vma.file)
     given = replace(
         given, identity=vma.file, kind=vma.kind, close=vma.close, writable=bool(vma.flags & MAYWRITE),

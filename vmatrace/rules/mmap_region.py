@@ -14,7 +14,17 @@ from vmatrace.rules.munmap import Gathered, check_seals_first, gather, remove
 from vmatrace.rules.proposal import Proposal
 from vmatrace.rules.registry import rule
 from vmatrace.vma import (
-    ACCOUNT, DROPPABLE, HUGETLB, LOCKED, LOCKED_MASK, NORESERVE, SHARED, SOFTDIRTY, SPECIAL, WRITE, Vma,
+    ACCOUNT,
+    DROPPABLE,
+    HUGETLB,
+    LOCKED,
+    LOCKED_MASK,
+    NORESERVE,
+    SHARED,
+    SOFTDIRTY,
+    SPECIAL,
+    WRITE,
+    Vma,
 )  # fmt: skip
 
 
@@ -77,7 +87,8 @@ def old_mapping_is_lost(kernel: Kernel, gathered: Gathered) -> bool:
 
 
 def map_region(kernel: Kernel, mapping: Mapping) -> Vma:
-    """__mmap_region: the VMA that holds the mapping afterwards (merged or new). Fails with its step's errno."""
+    """__mmap_region: the VMA that holds the mapping afterwards (merged or new). Fails with its step's
+    errno."""
     if old_mapping_goes_first(kernel):
         if not may_expand(kernel, mapping.flags, _net_pages(kernel, mapping)):
             kernel.fail("ENOMEM")
@@ -143,7 +154,8 @@ def _proposal(kernel: Kernel, mapping: Mapping, prev: Vma | None, next: Vma | No
 
 
 def run_hook(kernel: Kernel, mapping: Mapping, given: FileGiven) -> None:
-    """The driver's ->mmap or mmap_prepare, as the inputs say: it may fail, replace the file and change flags."""
+    """The driver's ->mmap or mmap_prepare, as the inputs say: it may fail, replace the file and change
+    flags."""
     if given.hook_error is not None:
         kernel.fail(given.hook_error)
     mapping.flags = (mapping.flags | given.set_flags) & ~given.clear_flags
@@ -169,7 +181,8 @@ def _make(kernel: Kernel, mapping: Mapping, hook: FileGiven | None) -> Vma:
                 return merged
     anon_pgoff = mapping.start >> kernel.shift if kernel.has("anon_pgoff") else None
     vma = Vma(
-        mapping.start, mapping.end, mapping.flags, mapping.pgoff, mapping.file, mapping.anonymous, mapping.close,
+        mapping.start, mapping.end, mapping.flags, mapping.pgoff, mapping.file, mapping.anonymous,
+        mapping.close,
         None, False, None, None, None, kernel.space.fresh(), mapping.kind, anon_pgoff, mapping.huge_size,
     )  # fmt: skip
     kernel.add(vma)
@@ -179,7 +192,8 @@ def _make(kernel: Kernel, mapping: Mapping, hook: FileGiven | None) -> Vma:
 
 @rule("shared_anon_file", "shmem_zero_setup")
 def shared_memory_gets_a_file(kernel: Kernel, mapping: Mapping) -> bool:
-    """A shared anonymous mapping gets a shmem file of its own, after the merge test: two calls never merge."""
+    """A shared anonymous mapping gets a shmem file of its own, after the merge test: two calls never
+    merge."""
     mapping.file, mapping.kind, mapping.anonymous = ("shmem", kernel.space.fresh()), "shmem", False
     return True
 

@@ -16,9 +16,11 @@ NO_LIMIT: Final = (1 << 64) - 1
 
 @dataclass(frozen=True, slots=True)
 class FileGiven:
-    """What an mmap (or shmat) was given to map, and what its driver's hook sets: all of it input, never predicted.
+    """What an mmap (or shmat) was given to map, and what its driver's hook sets: all of it input, never
+    predicted.
 
-    ``kept`` is the file that the VMA ends with where the hook replaces it (stacked file systems); ``prepare`` says
+    ``kept`` is the file that the VMA ends with where the hook replaces it (stacked file systems);
+    ``prepare`` says
     that the file has mmap_prepare and not mmap; ``set_flags`` and ``clear_flags`` are what the hook changes.
     """
 
@@ -60,10 +62,12 @@ class Operation:
     ``file``     a FileGiven for mmap and shmat
     ``policy``   identity of the new policy's content (mbind; None for MPOL_DEFAULT)
     ``name``     new anonymous name (prctl; None to clear)
-    ``uffd``     identity of the userfaultfd context (register); ``event_remap``/``event_fork``: it wants the event
+    ``uffd``     identity of the userfaultfd context (register); ``event_remap``/``event_fork``: it wants
+    the event
     ``pkey``     execute-only key of the mm, where the CPU has keys
     ``av``       identity of the anon_vma that a step creates
-    ``rights``   False where the caller lacks CAP_IPC_LOCK; ``overcommit_ok`` False where the charge was refused
+    ``rights``   False where the caller lacks CAP_IPC_LOCK; ``overcommit_ok`` False where the charge was
+    refused
     """
 
     name: str
@@ -144,14 +148,16 @@ class MmState:
     def snapshot(self) -> tuple[int | bool, ...]:
         """All fields as a tuple, for ``restore``."""
         return (
-            self.map_count, self.total_vm, self.data_vm, self.stack_vm, self.exec_vm, self.locked_vm, self.def_flags,
+            self.map_count, self.total_vm, self.data_vm, self.stack_vm, self.exec_vm, self.locked_vm,
+            self.def_flags,
             self.start_brk, self.brk, self.start_data, self.end_data, self.ksm, self.mdwe, self.pkeys,
         )  # fmt: skip
 
     def restore(self, fields: tuple[int | bool, ...]) -> None:
         """Set all fields to a snapshot."""
         (
-            self.map_count, self.total_vm, self.data_vm, self.stack_vm, self.exec_vm, self.locked_vm, self.def_flags,
+            self.map_count, self.total_vm, self.data_vm, self.stack_vm, self.exec_vm, self.locked_vm,
+            self.def_flags,
             self.start_brk, self.brk, self.start_data, self.end_data, self.ksm, self.mdwe, self.pkeys,
         ) = fields  # type: ignore[assignment]  # fmt: skip
 
@@ -233,7 +239,8 @@ class Unmodelled(Exception):
 
 
 class ImpossibleInput(Unmodelled):
-    """An input that no kernel could have produced (a picked address that is not free): the model or it is wrong."""
+    """An input that no kernel could have produced (a picked address that is not free): the model or it is
+    wrong."""
 
 
 class Policy(NamedTuple):
@@ -256,7 +263,8 @@ class KernelError(Exception):
 
 @dataclass(slots=True)
 class Result:
-    """What ``apply`` predicts. The space and the MmState given to it were changed in place to the after-state."""
+    """What ``apply`` predicts. The space and the MmState given to it were changed in place to the after-
+    state."""
 
     #: Symbolic errno (``ENOMEM``) or None.
     errno: str | None
@@ -265,7 +273,8 @@ class Result:
     effects: tuple[Effect, ...]
     #: Ids of the rules that decided, in order, without repetition.
     rules: tuple[str, ...]
-    #: Unknown features that a rule asked for (taken as absent): run again with each to see whether they matter.
+    #: Unknown features that a rule asked for (taken as absent): run again with each to see whether they
+    #: matter.
     features_asked: tuple[str, ...]
     space: AddressSpace
     mm: MmState
@@ -282,7 +291,9 @@ class Result:
 
 def counters_of(space: AddressSpace, page_size: int = 4096) -> MmState:
     """The mm's counters as the VMAs alone give them (no deltas lost to kernel bugs)."""
-    from vmatrace.rules.accounting import account  # the one rule this needs; imported late as it needs MmState
+    from vmatrace.rules.accounting import (
+        account,  # the one rule this needs; imported late as it needs MmState
+    )
 
     mm = MmState(map_count=len(space))
     for vma in space:
@@ -291,6 +302,7 @@ def counters_of(space: AddressSpace, page_size: int = 4096) -> MmState:
 
 
 __all__ = [
-    "Change", "Config", "Copy", "Effect", "FileGiven", "Grow", "ImpossibleInput", "KernelError", "Limits", "Merge", "MmState", "NO_LIMIT",
+    "Change", "Config", "Copy", "Effect", "FileGiven", "Grow", "ImpossibleInput", "KernelError", "Limits",
+    "Merge", "MmState", "NO_LIMIT",
     "New", "Operation", "Policy", "Result", "Shrink", "Split", "Unmap", "Unmodelled", "Vma", "counters_of",
 ]  # fmt: skip

@@ -29,9 +29,11 @@ def modify(
     uffd: Hashable = KEEP,
     give_up_on_oom: bool = False,
 ) -> tuple[Vma, bool]:
-    """vma_modify: the VMA that holds ``[start, end)`` now, attributes not yet written, and whether a merge made it.
+    """vma_modify: the VMA that holds ``[start, end)`` now, attributes not yet written, and whether a merge
+    made it.
 
-    ``prev`` is the VMA below, or ``vma`` itself where the range starts inside it. Fails with ENOMEM; the first of
+    ``prev`` is the VMA below, or ``vma`` itself where the range starts inside it. Fails with ENOMEM; the
+    first of
     two cuts is not undone where the second fails.
     """
     proposal = proposal_like(vma, start, end, kernel.shift, prev)

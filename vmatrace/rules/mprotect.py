@@ -12,7 +12,19 @@ from vmatrace.rules.modify import modify_flags
 from vmatrace.rules.munmap import check_seals_first, is_sealed
 from vmatrace.rules.registry import rule
 from vmatrace.vma import (
-    ACCESS, ACCOUNT, GROWSDOWN, HUGETLB, LOCKED, LOCKONFAULT, MAYEXEC, NORESERVE, PKEY_MASK, PKEY_SHIFT, SHARED, WRITE, Vma,
+    ACCESS,
+    ACCOUNT,
+    GROWSDOWN,
+    HUGETLB,
+    LOCKED,
+    LOCKONFAULT,
+    MAYEXEC,
+    NORESERVE,
+    PKEY_MASK,
+    PKEY_SHIFT,
+    SHARED,
+    WRITE,
+    Vma,
 )  # fmt: skip
 
 
@@ -108,7 +120,7 @@ def _start_of(kernel: Kernel, start: int, end: int, grows: int) -> int:
     first = kernel.space.find(start)
     if first is None or first.start >= end or (not grows & PROT_GROWSDOWN and first.start > start):
         kernel.fail("ENOMEM")
-    if grows & PROT_GROWSUP or grows and not first.flags & GROWSDOWN:
+    if grows & PROT_GROWSUP or (grows and not first.flags & GROWSDOWN):
         kernel.fail("EINVAL")
     return first.start if grows else start
 

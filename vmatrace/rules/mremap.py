@@ -16,7 +16,15 @@ from vmatrace.rules.registry import rule
 from vmatrace.rules.split import check_may_split
 from vmatrace.rules.steps import count_growth, extend_in_place
 from vmatrace.vma import (
-    ACCOUNT, DONTEXPAND, LOCKED, LOCKED_MASK, MAYSHARE, PFNMAP, SHARED, UFFD_FLAGS, Vma,
+    ACCOUNT,
+    DONTEXPAND,
+    LOCKED,
+    LOCKED_MASK,
+    MAYSHARE,
+    PFNMAP,
+    SHARED,
+    UFFD_FLAGS,
+    Vma,
 )  # fmt: skip
 
 
@@ -38,9 +46,14 @@ class Remap:
 
 @rule("mremap_arguments", "check_mremap_params")
 def arguments_are_wrong(kernel: Kernel, call: Remap) -> bool:
-    """Unknown flags, a misaligned address, no new length, FIXED or DONTUNMAP without MAYMOVE, DONTUNMAP resizing."""
+    """Unknown flags, a misaligned address, no new length, FIXED or DONTUNMAP without MAYMOVE, DONTUNMAP
+    resizing."""
     flags = call.flags
-    if flags & ~(MREMAP_FIXED | MREMAP_MAYMOVE | MREMAP_DONTUNMAP) or not kernel.aligned(call.addr) or not call.new_len:
+    if (
+        flags & ~(MREMAP_FIXED | MREMAP_MAYMOVE | MREMAP_DONTUNMAP)
+        or not kernel.aligned(call.addr)
+        or not call.new_len
+    ):
         return True
     if call.names_address and not flags & MREMAP_MAYMOVE:
         return True
@@ -124,7 +137,9 @@ def kept_source_loses_account(kernel: Kernel, vma: Vma) -> int:
 @rule("dontunmap_drops_anon_vma", "dontunmap_complete")
 def kept_source_is_unfaulted(kernel: Kernel, source: Vma, copy: Vma, start: int, end: int) -> bool:
     """A source that was moved as a whole and kept has no anon_vma any more."""
-    return source.obj != copy.obj and source.start == start and source.end == end and source.anon_vma is not None
+    return (
+        source.obj != copy.obj and source.start == start and source.end == end and source.anon_vma is not None
+    )
 
 
 def _check_vma(kernel: Kernel, call: Remap, vma: Vma | None) -> Vma:
@@ -236,9 +251,9 @@ def _check_move(kernel: Kernel, call: Remap, vma: Vma) -> None:
         check_may_split(kernel, vma, end)
     if vma.flags & ACCOUNT and charge_is_refused(kernel):
         kernel.fail("ENOMEM")
-    if kernel.has("dontunmap_splits_locked") and vma.flags & LOCKED and call.flags & MREMAP_DONTUNMAP:
-        if call.addr != vma.start or end != vma.end:
-            kernel.cannot_know("how DONTUNMAP cuts a locked VMA in this kernel")
+    cut = call.addr != vma.start or end != vma.end
+    if cut and vma.flags & LOCKED and call.flags & MREMAP_DONTUNMAP and kernel.has("dontunmap_splits_locked"):
+        kernel.cannot_know("how DONTUNMAP cuts a locked VMA in this kernel")
 
 
 def _move(kernel: Kernel, call: Remap, vma: Vma, new_addr: int) -> int:

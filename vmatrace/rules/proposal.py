@@ -10,12 +10,14 @@ from vmatrace.vma import Vma
 class Proposal:
     """The attributes of a range, and the VMAs around it.
 
-    ``middle`` is the VMA that changes (existing range); ``copied_from`` the source of a mremap move; ``next`` and
+    ``middle`` is the VMA that changes (existing range); ``copied_from`` the source of a mremap move;
+    ``next`` and
     ``prev`` the neighbours, adjacent or not. ``nomem`` is set where a merge failed for want of memory.
     """
 
     __slots__ = (
-        "anon_pgoff", "anon_vma", "copied_from", "end", "expand_only", "file", "flags", "give_up_on_oom", "middle", "name",
+        "anon_pgoff", "anon_vma", "copied_from", "end", "expand_only", "file", "flags", "give_up_on_oom",
+        "middle", "name",
         "next", "nomem", "pgoff", "policy", "prev", "start", "uffd",
     )  # fmt: skip
 
@@ -41,8 +43,11 @@ class Proposal:
         self.nomem = False
 
 
-def proposal_like(vma: Vma, start: int, end: int, shift: int, prev: Vma | None, next: Vma | None = None) -> Proposal:
-    """A proposal over ``[start, end)`` with every attribute of ``vma`` (VMG_VMA_STATE), page offsets continued."""
+def proposal_like(
+    vma: Vma, start: int, end: int, shift: int, prev: Vma | None, next: Vma | None = None
+) -> Proposal:
+    """A proposal over ``[start, end)`` with every attribute of ``vma`` (VMG_VMA_STATE), page offsets
+    continued."""
     pages = (start - vma.start) >> shift
     proposal = Proposal(start, end, vma.pgoff + pages, vma.flags, prev, next)
     proposal.file = vma.file

@@ -1,11 +1,12 @@
-"""The list of all rules: each is one function, registered with the kernel function it states and its commit."""
+"""The list of all rules: each is one function, registered with the kernel function it states and its
+commit."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from typing import Concatenate, Final, ParamSpec, TypeVar
+from typing import Concatenate, Final, ParamSpec, TypeVar, cast
 
 from vmatrace.kernel import FEATURES, Commit, RuleSet
 from vmatrace.rules.context import Kernel
@@ -18,7 +19,8 @@ R = TypeVar("R")
 class Rule:
     """One condition or step of the kernel's algorithm.
 
-    ``feature`` switches it on, ``until`` off (ids of `vmatrace.kernel.FEATURES`); ``unobservable`` rules change
+    ``feature`` switches it on, ``until`` off (ids of `vmatrace.kernel.FEATURES`); ``unobservable`` rules
+    change
     nothing that can be seen from outside. ``module`` and ``name`` say where its function is.
     """
 
@@ -54,7 +56,8 @@ def rule(
 ) -> Callable[[Callable[Concatenate[Kernel, P], R]], Callable[Concatenate[Kernel, P], R | None]]:
     """Register a rule. Its function returns something true where the rule decides, else something false.
 
-    The wrapped function notes the id in ``Kernel.decided`` when it decides, answers None when the rule is switched
+    The wrapped function notes the id in ``Kernel.decided`` when it decides, answers None when the rule is
+    switched
     off, and asks its feature first, so that the function itself states the rule alone.
     """
     if commit is None:
@@ -62,9 +65,17 @@ def rule(
         commit = switch.commit if switch else None
 
     def register(function: Callable[Concatenate[Kernel, P], R]) -> Callable[Concatenate[Kernel, P], R | None]:
-        sentence = (function.__doc__ or "").strip().split("\n")[0]
+        sentence = " ".join((function.__doc__ or "").split("\n\n")[0].split())
         RULES[id] = Rule(
-            id, sentence, kernel_function, commit, feature, until, unobservable, function.__module__, function.__name__
+            id,
+            sentence,
+            kernel_function,
+            commit,
+            feature,
+            until,
+            unobservable,
+            function.__module__,
+            function.__name__,
         )
 
         @wraps(function)
@@ -80,6 +91,6 @@ def rule(
                 kernel.decided[id] = None
             return answer
 
-        return run
+        return cast(Callable[Concatenate[Kernel, P], R | None], run)
 
     return register

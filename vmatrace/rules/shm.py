@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vmatrace.rules.constants import (
-    MAP_FIXED, MAP_SHARED, PROT_EXEC, PROT_READ, PROT_WRITE, SHM_EXEC, SHM_RDONLY, SHM_REMAP, SHM_RND,
+    MAP_FIXED,
+    MAP_SHARED,
+    PROT_EXEC,
+    PROT_READ,
+    PROT_WRITE,
+    SHM_EXEC,
+    SHM_RDONLY,
+    SHM_REMAP,
+    SHM_RND,
 )  # fmt: skip
 from vmatrace.rules.context import Kernel
 from vmatrace.rules.mmap import do_mmap
@@ -86,13 +94,17 @@ def shmdt(kernel: Kernel, operation: Operation) -> int:
 
 
 def io_setup(kernel: Kernel, operation: Operation) -> int:
-    """io_setup(nr_events, ctxp): a shared ring that cannot grow; inputs ``size`` and ``picked``. Returns 0."""
+    """io_setup(nr_events, ctxp): a shared ring that cannot grow; inputs ``size`` and ``picked``. Returns
+    0."""
     size = operation.inputs.get("size")
     if size is None:
         kernel.cannot_know("the size of the aio ring is not known")
     prepare = kernel.has("early_ksm_flag")  # the ring file was converted with the file systems
     given: FileGiven = operation.inputs.get("file") or FileGiven(("aio", kernel.space.fresh()))
-    kernel.inputs = {**kernel.inputs, "file": replace(given, kind="aio", prepare=prepare, set_flags=DONTEXPAND)}
+    kernel.inputs = {
+        **kernel.inputs,
+        "file": replace(given, kind="aio", prepare=prepare, set_flags=DONTEXPAND),
+    }
     do_mmap(kernel, 0, size, PROT_READ | PROT_WRITE, MAP_SHARED, 0)
     return 0
 

@@ -1,4 +1,5 @@
-"""Stack growth: expand_downwards lowers a GROWSDOWN VMA to a faulting address, within limits; it never merges."""
+"""Stack growth: expand_downwards lowers a GROWSDOWN VMA to a faulting address, within limits; it never
+merges."""
 
 from __future__ import annotations
 

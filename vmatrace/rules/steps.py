@@ -1,4 +1,5 @@
-"""The bare steps of the scenarios: merge a new range, modify, extend, copy, expand, shrink - no system call around."""
+"""The bare steps of the scenarios: merge a new range, modify, extend, copy, expand, shrink - no system call
+around."""
 
 from __future__ import annotations
 

@@ -10,11 +10,19 @@ from vmatrace.vma import MAYBE_GUARD, SOFTDIRTY, Vma
 
 
 def rebuilt(
-    vma: Vma, start: int, end: int, pgoff: int, flags: int, anon_vma: Hashable, forked: bool, anon_pgoff: int | None
+    vma: Vma,
+    start: int,
+    end: int,
+    pgoff: int,
+    flags: int,
+    anon_vma: Hashable,
+    forked: bool,
+    anon_pgoff: int | None,
 ) -> Vma:
     """``vma`` with what a merge may change."""
     return Vma(
-        start, end, flags, pgoff, vma.file, vma.anonymous, vma.close, anon_vma, forked, vma.uffd, vma.policy, vma.name,
+        start, end, flags, pgoff, vma.file, vma.anonymous, vma.close, anon_vma, forked, vma.uffd,
+        vma.policy, vma.name,
         vma.obj, vma.kind, anon_pgoff, vma.huge_size,
     )  # fmt: skip
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 
 from vmatrace.rules.constants import (
-    UFFDIO_REGISTER_MODE_MINOR, UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP,
+    UFFDIO_REGISTER_MODE_MINOR,
+    UFFDIO_REGISTER_MODE_MISSING,
+    UFFDIO_REGISTER_MODE_WP,
 )  # fmt: skip
 from vmatrace.rules.context import Kernel
 from vmatrace.rules.merge import note_change
@@ -13,7 +15,14 @@ from vmatrace.rules.model import Operation
 from vmatrace.rules.modify import modify
 from vmatrace.rules.registry import rule
 from vmatrace.vma import (
-    DROPPABLE, HUGETLB, MAYWRITE, UFFD_FLAGS, UFFD_MINOR, UFFD_MISSING, UFFD_WP, Vma,
+    DROPPABLE,
+    HUGETLB,
+    MAYWRITE,
+    UFFD_FLAGS,
+    UFFD_MINOR,
+    UFFD_MISSING,
+    UFFD_WP,
+    Vma,
 )  # fmt: skip
 
 _SHMEM = ("shmem", "shmem_anon")
@@ -21,7 +30,8 @@ _SHMEM = ("shmem", "shmem_anon")
 
 @rule("uffd_kinds", "vma_can_userfault")
 def cannot_be_watched(kernel: Kernel, vma: Vma, mode: int) -> bool:
-    """Only anonymous, shmem and hugetlb memory can be registered, never droppable; MINOR needs shmem or hugetlb."""
+    """Only anonymous, shmem and hugetlb memory can be registered, never droppable; MINOR needs shmem or
+    hugetlb."""
     if vma.flags & DROPPABLE:
         return True
     shared_kind = bool(vma.flags & HUGETLB) or vma.kind in _SHMEM
@@ -54,7 +64,9 @@ def _range(kernel: Kernel, operation: Operation) -> tuple[int, int, list[Vma]]:
     """validate_range, and the VMAs of the range (EINVAL where there is none)."""
     start, length = operation.args["start"], operation.args["len"]
     limits = kernel.limits
-    wrong = not kernel.aligned(start) or not kernel.aligned(length) or not length or start < limits.mmap_min_addr
+    wrong = (
+        not kernel.aligned(start) or not kernel.aligned(length) or not length or start < limits.mmap_min_addr
+    )
     if wrong or start >= limits.task_size or length > limits.task_size - start:
         kernel.fail("EINVAL")
     found = kernel.space.overlapping(start, start + length)
@@ -86,10 +98,12 @@ def register(kernel: Kernel, operation: Operation) -> int:
             kernel.fail("EBUSY")
     if found[0].huge_size and start % found[0].huge_size:
         kernel.fail("EINVAL")
-    for start, stop, vma, prev in _parts(kernel, start, end):
+    for low, stop, vma, prev in _parts(kernel, start, end):
         if not is_registered_so(kernel, vma, context, mode):
             flags = vma.flags & ~UFFD_FLAGS | mode
-            _set_context(kernel, modify(kernel, vma, prev, start, stop, flags=flags, uffd=context)[0], context, mode)
+            _set_context(
+                kernel, modify(kernel, vma, prev, low, stop, flags=flags, uffd=context)[0], context, mode
+            )
     return 0
 
 
@@ -130,9 +144,9 @@ def unregister(kernel: Kernel, operation: Operation) -> int:
             kernel.fail("EINVAL")
         if belongs_to_another(kernel, vma, context):
             kernel.fail("EINVAL")
-    for start, stop, vma, prev in _parts(kernel, start, end):
+    for low, stop, vma, prev in _parts(kernel, start, end):
         if vma.uffd is not None:
-            _clear(kernel, vma, prev, start, stop)
+            _clear(kernel, vma, prev, low, stop)
     return 0
 
 
