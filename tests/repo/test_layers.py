@@ -20,7 +20,7 @@ LAYERS = (
     ("tracefile", "ingest", "timeline"),
     ("replay", "explain", "fingerprint"),
     ("frames", "report"),
-    ("capture",),
+    ("capture", "lab"),
     ("api",),
     ("cli",),
     ("__main__",),
