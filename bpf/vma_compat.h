@@ -32,29 +32,30 @@ static __always_inline u64 compat_stack_pointer(u64 regs)
 /* A 32-bit call is known by TS_COMPAT in the thread's status (arch/x86/include/asm/thread_info.h). */
 static __always_inline u64 compat_read_call(u64 task, u64 regs, u64 *args, u32 *abi)
 {
-	u64 r[21];
+	u64 r[(OFF_regs_orig_ax - OFF_regs_bp) / 8 + 1];
 	u32 status = 0;
 
-	if (bpf_probe_read_kernel(r, sizeof(r), (void *)regs))
+	if (bpf_probe_read_kernel(r, sizeof(r), (void *)(regs + OFF_regs_bp)))
 		return ~0ULL;
 	bpf_probe_read_kernel(&status, 4, (void *)(task + OFF_task_thread_status));
+#define REG(name)	r[(OFF_regs_##name - OFF_regs_bp) / 8]
 	*abi = status >> 1 & 1;
 	if (*abi) {
-		args[0] = (u32)r[OFF_regs_bx / 8];
-		args[1] = (u32)r[OFF_regs_cx / 8];
-		args[2] = (u32)r[OFF_regs_dx / 8];
-		args[3] = (u32)r[OFF_regs_si / 8];
-		args[4] = (u32)r[OFF_regs_di / 8];
-		args[5] = (u32)r[OFF_regs_bp / 8];
+		args[0] = (u32)REG(bx);
+		args[1] = (u32)REG(cx);
+		args[2] = (u32)REG(dx);
+		args[3] = (u32)REG(si);
+		args[4] = (u32)REG(di);
+		args[5] = (u32)REG(bp);
 	} else {
-		args[0] = r[OFF_regs_di / 8];
-		args[1] = r[OFF_regs_si / 8];
-		args[2] = r[OFF_regs_dx / 8];
-		args[3] = r[OFF_regs_r10 / 8];
-		args[4] = r[OFF_regs_r8 / 8];
-		args[5] = r[OFF_regs_r9 / 8];
+		args[0] = REG(di);
+		args[1] = REG(si);
+		args[2] = REG(dx);
+		args[3] = REG(r10);
+		args[4] = REG(r8);
+		args[5] = REG(r9);
 	}
-	return r[OFF_regs_orig_ax / 8];
+	return REG(orig_ax);
 }
 #elif defined(ARCH_ARM64)
 static __always_inline u64 compat_call_number(u64 regs)
