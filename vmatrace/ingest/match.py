@@ -60,10 +60,6 @@ class Operations:
     effects: dict[str, Array]
     #: Write sections without a cause that changed nothing.
     dropped: int
-    #: All sections by address space; ``space_ids[i]`` has those of ``space_first[i]:space_first[i + 1]``.
-    by_space: Array
-    space_ids: Array
-    space_first: Array
     #: Operation of each section, -1: none.
     of_section: Array
 
@@ -71,24 +67,47 @@ class Operations:
         return len(self.space)
 
 
-def match(records: Records, resolve: Callable[[list[int], Array, Array, Array], list[bool]]) -> Operations:
+@dataclass(slots=True)
+class Groups:
+    """All sections ordered by address space: ``spans[space]`` is the slice of ``order`` with its sections."""
+
+    order: Array
+    spans: dict[int, slice]
+
+    def of(self, space: int) -> Array:
+        """The numbers of the sections of one address space, in order."""
+        found: Array = self.order[self.spans.get(space, slice(0, 0))]
+        return found
+
+
+def group_sections(records: Records) -> Groups:
+    """Group the sections of a trace by address space."""
+    space = records.sections["space"]
+    order = np.argsort(space, kind="stable").astype(np.uint32)
+    ordered = space[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(space) else np.zeros(0, np.int64)
+    ends = np.r_[starts[1:], len(space)]
+    ids = ordered[starts].tolist()
+    return Groups(
+        order, {n: slice(lo, hi) for n, lo, hi in zip(ids, starts.tolist(), ends.tolist(), strict=True)}
+    )
+
+
+def match(records: Records, groups: Groups, resolve: Callable[[list[int]], list[bool]]) -> Operations:
     """Build the operations of a trace.
 
-    ``resolve`` says for sections that do not tell it themselves whether they changed anything; it is given
-    their numbers, and all sections ordered by space with the ids and first places of the spaces.
+    ``resolve`` says for sections that do not tell it themselves whether they changed anything.
     """
-    by_space, ids, space_first = _group_by_space(records.sections["space"])
     call_of = _calls_of_sections(records)
-    _resolve_untold(records, call_of, resolve, by_space, ids, space_first)
-    draft = _Draft(records, call_of)
-    return draft.finish(by_space, ids, space_first)
-
-
-def _group_by_space(space: Array) -> tuple[Array, Array, Array]:
-    by_space = np.argsort(space, kind="stable").astype(np.uint32)
-    ordered = space[by_space]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(space) else np.zeros(0, np.int64)
-    return by_space, ordered[starts], np.r_[starts, len(space)].astype(np.int64)
+    sections = records.sections
+    sections["changed"][is_snapshot(sections, slice(None))] = UNCHANGED
+    untold = np.flatnonzero(sections["changed"] == UNTOLD).tolist()
+    if untold:
+        sections["changed"][untold] = [CHANGED if changed else UNCHANGED for changed in resolve(untold)]
+    operations = _Draft(records, call_of).finish()
+    _sum_effects(records, operations)
+    _flag(records, operations, groups)
+    return operations
 
 
 def _child_returns(records: Records) -> Array:
@@ -125,23 +144,6 @@ def _calls_of_sections(records: Records) -> Array:
     call_of = np.full(n, -1, np.int64)
     call_of[section[fits]] = call[fits]
     return call_of
-
-
-def _resolve_untold(
-    records: Records,
-    call_of: Array,
-    resolve: Callable[[list[int], Array, Array, Array], list[bool]],
-    by_space: Array,
-    ids: Array,
-    space_first: Array,
-) -> None:
-    sections = records.sections
-    snapshot = is_snapshot(sections, slice(None))
-    sections["changed"][snapshot] = UNCHANGED
-    untold = np.flatnonzero(sections["changed"] == UNTOLD).tolist()
-    if untold:
-        answers = resolve(untold, by_space, ids, space_first)
-        sections["changed"][untold] = [CHANGED if changed else UNCHANGED for changed in answers]
 
 
 class _Draft:
@@ -213,7 +215,7 @@ class _Draft:
         order = np.array([task["index"] for _, task in rows], np.uint64)
         self._add(space, np.full(len(rows), FORK, np.uint8), np.full(len(rows), -1, np.int64), number, order)
 
-    def finish(self, by_space: Array, ids: Array, space_first: Array) -> Operations:
+    def finish(self) -> Operations:
         columns = {name: np.concatenate(parts) for name, parts in self.parts.items()}
         sort = np.lexsort((columns["order"], columns["space"]))
         columns = {name: values[sort] for name, values in columns.items()}
@@ -228,15 +230,12 @@ class _Draft:
         space = columns["space"]
         starts = np.r_[0, np.flatnonzero(space[1:] != space[:-1]) + 1].astype(np.int64) if self.count else []
         number = np.arange(self.count) - np.repeat(starts, np.diff(np.r_[starts, self.count]))
-        operations = Operations(
+        return Operations(
             space, number.astype(np.uint32), columns["kind"].astype(np.uint8),
             columns["call"].astype(np.int32), columns["task"].astype(np.int32), columns["order"],
             np.zeros(self.count, np.uint8), np.zeros(self.count, np.uint8), first, listed.astype(np.uint32),
-            {}, self.dropped, by_space, ids, space_first, of_section,
+            {}, self.dropped, of_section,
         )  # fmt: skip
-        _sum_effects(self.records, operations)
-        _flag(self.records, operations)
-        return operations
 
 
 def _sum_effects(records: Records, operations: Operations) -> None:
@@ -256,8 +255,8 @@ def _sum_effects(records: Records, operations: Operations) -> None:
         operations.effects["copy"][at] = records.tasks[operations.task[at]]["map_count"]
 
 
-def _flag(records: Records, operations: Operations) -> None:
-    lost, wrong = section_faults(records, operations.by_space)
+def _flag(records: Records, operations: Operations, groups: Groups) -> None:
+    lost, wrong = section_faults(records, groups.order)
     for sections, flag in ((lost, LOST), (wrong, MISCOUNTED)):
         owner = operations.of_section[sections]
         operations.flags[owner[owner >= 0]] |= flag
