@@ -1,0 +1,116 @@
+"""The second evidence: which stores, births and deaths of VMA objects a prediction implies, held against those seen."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from vmatrace.replay.state import Change
+from vmatrace.rules.model import Effect, Merge
+from vmatrace.schema import EVIDENCE
+
+STORE: Final = EVIDENCE["EVIDENCE_STORE"]
+ALLOC: Final = EVIDENCE["EVIDENCE_ALLOC"]
+DUP: Final = EVIDENCE["EVIDENCE_DUP"]
+MERGED: Final = EVIDENCE["EVIDENCE_MERGED"]
+UNMAPPED: Final = EVIDENCE["EVIDENCE_UNMAPPED"]
+FREED: Final = EVIDENCE["EVIDENCE_FREED"]
+_BIRTHS: Final = (ALLOC, DUP)
+
+Event = tuple[int, int, int, int]
+
+
+@dataclass(slots=True)
+class Expected:
+    """What a prediction implies: births in order, stores with their ranges, deaths."""
+
+    births: list[Hashable] = field(default_factory=list)
+    stores: list[tuple[Hashable, int, int]] = field(default_factory=list)
+    deaths: list[Hashable] = field(default_factory=list)
+
+
+def expect(journal: Sequence[Change]) -> Expected:
+    """The evidence that the replacements of ``journal`` leave: see commit_merge, vma_complete and vma_link."""
+    found = Expected()
+    for old, new in journal:
+        if len(old) == 1 and len(new) == 1 and old[0][:2] == new[0][:2] and old[0].obj == new[0].obj:
+            continue
+        gone = {vma.obj: vma for vma in old}
+        for vma in new:
+            before = gone.pop(vma.obj, None)
+            if before is None and vma.obj in found.deaths:
+                found.deaths.remove(vma.obj)  # put back: it never left
+            elif before is None:
+                found.births.append(vma.obj)
+                found.stores.append((vma.obj, vma.start, vma.end))
+            elif vma.start < before.start or vma.end > before.end:
+                found.stores.append((vma.obj, vma.start, vma.end))
+        found.deaths += gone
+    return found
+
+
+def without_aborted(events: Sequence[Event]) -> list[Event]:
+    """The events less the objects that were born and freed without ever being stored."""
+    if all(what != FREED for what, _, _, _ in events):
+        return list(events)
+    kept: list[Event] = []
+    for event in events:
+        if event[0] == FREED:
+            born = next((i for i in range(len(kept) - 1, -1, -1) if kept[i][1] == event[1]), None)
+            if born is not None and kept[born][0] in _BIRTHS:
+                del kept[born]
+                continue
+        kept.append(event)
+    return kept
+
+
+def compare(
+    expected: Expected, events: Sequence[Event], effects: Sequence[Effect], unstored_birth: bool
+) -> tuple[str, dict[Hashable, Hashable]]:
+    """Hold the expected evidence against the seen: "" or the first difference, and which object each symbol is.
+
+    ``unstored_birth``: a birth need not be stored (brk's first heap).
+    """
+    seen = without_aborted(events)
+    births = [obj for what, obj, _, _ in seen if what in _BIRTHS]
+    names: dict[Hashable, Hashable] = {}
+    if len(births) != len(expected.births):
+        return f"{len(births)} VMA objects were born, expected {len(expected.births)}", names
+    names.update(zip(expected.births, births, strict=True))
+    if not expected.births and not expected.stores and not expected.deaths and not seen:
+        return "", names
+    victims = {victim for effect in effects if type(effect) is Merge for victim in effect.victims}
+    wanted: Counter[tuple[int, Hashable, int, int]] = Counter()
+    for obj, start, end in expected.stores:
+        wanted[STORE, names.get(obj, obj), start, end] += 1
+    for obj in expected.deaths:
+        wanted[MERGED if obj in victims else UNMAPPED, names.get(obj, obj), 0, 0] += 1
+    return _difference(wanted, seen, unstored_birth), names
+
+
+def _difference(wanted: Counter[tuple[int, Hashable, int, int]], seen: Sequence[Event], unstored: bool) -> str:
+    got: Counter[tuple[int, Hashable, int, int]] = Counter()
+    for what, obj, start, end in seen:
+        if what == STORE:
+            got[STORE, obj, start, end] += 1
+        elif what in (MERGED, UNMAPPED):
+            got[what, obj, 0, 0] += 1
+        elif what == FREED:
+            got[MERGED if wanted[MERGED, obj, 0, 0] else UNMAPPED, obj, 0, 0] += 1
+        elif what not in _BIRTHS:
+            return f"evidence of an unknown kind {what}"
+    for key in wanted - got:
+        if not (unstored and key[0] == STORE):
+            return f"{_name(key)} was expected and not seen"
+    for key in got - wanted:
+        return f"{_name(key)} was seen and not expected"
+    return ""
+
+
+def _name(key: tuple[int, Hashable, int, int]) -> str:
+    what, _, start, end = key
+    if what == STORE:
+        return f"the store of a VMA at [{start:#x}, {end:#x})"
+    return "a VMA merged away" if what == MERGED else "a VMA unmapped"

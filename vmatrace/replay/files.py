@@ -1,0 +1,154 @@
+"""What is known of a mapped file: its kind, and what its driver does to a mapping - from tables or learnt, never read off."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from vmatrace.rules.model import FileGiven
+from vmatrace.schema import FILE_BITS
+from vmatrace.vma import (
+    DONTCOPY, DONTDUMP, DONTEXPAND, HUGEPAGE, HUGETLB, IO, LOCKED, MAYEXEC, MAYREAD, MAYWRITE, MIXEDMAP, PFNMAP, SHARED,
+    Vma,
+)  # fmt: skip
+
+#: Flags that a driver may be learnt to set or clear (design, section 6); anything else is left undecided.
+LEARNABLE: Final = IO | PFNMAP | MIXEDMAP | DONTEXPAND | DONTDUMP | DONTCOPY | LOCKED | HUGEPAGE | MAYREAD | MAYWRITE | MAYEXEC
+
+TMPFS: Final = 0x01021994
+HUGETLBFS: Final = 0x958458F6
+SECRETMEM: Final = 0x5345434D
+AIO: Final = 0x47474749
+OVERLAY: Final = 0x794C7630
+_S_IFMT: Final = 0o170000
+_S_IFREG: Final = 0o100000
+# File systems whose maps of regular files set no flag and have no close hook, by s_magic: ext2-4, xfs, btrfs, f2fs,
+# erofs, squashfs, ramfs, vfat, exfat, iso9660, ntfs3, cramfs, romfs, tmpfs.
+_ORDINARY: Final = frozenset(
+    (
+        0xEF53, 0x58465342, 0x9123683E, 0xF2F52010, 0xE0F5E1E2, 0x73717368, 0x858458F6, 0x4D44, 0x2011BAB0, 0x9660,
+        0x7366746E, 0x28CD3D45, 0x7275, TMPFS,
+    )
+)  # fmt: skip
+_SHARED_ZERO: Final = "/dev/zero (deleted)"
+_DEFAULT_HUGE: Final = 2 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """One struct file as the trace describes it."""
+
+    identity: int
+    mode: int
+    magic: int
+    bits: int
+    path: str
+
+    @property
+    def regular(self) -> bool:
+        """Whether it is a regular file."""
+        return self.mode & _S_IFMT == _S_IFREG
+
+    @property
+    def shared_zero(self) -> bool:
+        """Whether it stands behind shared anonymous memory or a shared map of /dev/zero."""
+        return self.magic == TMPFS and self.path == _SHARED_ZERO
+
+    @property
+    def type_key(self) -> tuple[object, ...]:
+        """Files of one driver: the file system, and for what is no regular file its path."""
+        return (self.magic, self.mode & _S_IFMT, "" if self.regular else self.path)
+
+
+def info_of(row: dict[str, Any]) -> FileInfo:
+    """The FileInfo of a row of the table ``files``."""
+    return FileInfo(int(row["file"]), int(row["mode"]), int(row["fs_magic"]), int(row["hooks"]), str(row["path"]))
+
+
+def kind_of(info: FileInfo | None, anonymous: bool, close: bool) -> tuple[str, int]:
+    """The kind of mapping for the rules, and bytes of one huge page; ``info`` is None where there is no file."""
+    if info is None:
+        return ("", 0) if anonymous else ("special", 0)
+    if info.magic == TMPFS:
+        if close:
+            return "sysv", 0
+        return ("shmem_anon" if info.shared_zero else "shmem"), 0
+    if info.magic == HUGETLBFS and not info.regular or info.magic == HUGETLBFS:
+        return "hugetlb", _DEFAULT_HUGE
+    if info.magic == SECRETMEM:
+        return "secretmem", 0
+    if info.magic == AIO:
+        return "aio", 0
+    if info.bits & FILE_BITS["FILE_OWN_AREA"] and info.magic not in _ORDINARY:
+        return "own_area", 0
+    return "", 0
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """What mappings of a driver were seen to get from it."""
+
+    set_flags: int
+    clear_flags: int
+    anonymous: bool
+    close: bool
+
+
+class Files:
+    """The files of a trace as they come to be known, and the drivers learnt so far."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, FileInfo] = {}
+        self.drivers: dict[tuple[object, ...], Learnt] = {}
+
+    def given(self, identity: int, shared: bool, fd_given: bool) -> FileGiven | str:
+        """The input of an mmap that ended with file ``identity``; a text says why it is not known."""
+        info = self.known.get(identity)
+        if info is None:
+            return "the mapped file is not described in the trace"
+        bits = info.bits
+        given = FileGiven(
+            identity,
+            readable=bool(bits & FILE_BITS["FILE_READ"]),
+            writable=bool(bits & FILE_BITS["FILE_WRITE"]),
+            noexec=bool(bits & FILE_BITS["FILE_NOEXEC"]),
+            write_sealed=bool(bits & FILE_BITS["FILE_SEALED"]),
+            prepare=bool(bits & FILE_BITS["FILE_MMAP_PREPARE"]),
+            kind=kind_of(info, False, False)[0],
+        )
+        if not bits & (FILE_BITS["FILE_READ"] | FILE_BITS["FILE_WRITE"]):
+            if shared:
+                return "how the file was opened is not in the trace"
+            given = replace(given, readable=True, writable=True)
+        if info.shared_zero and fd_given:
+            # A shared map of /dev/zero ends with a shmem file of its own: what was given is not what is kept.
+            return replace(given, identity=("/dev/zero", identity), kept=identity, readable=True, writable=True)
+        return self._driver(info, given, shared)
+
+    def _driver(self, info: FileInfo, given: FileGiven, shared: bool) -> FileGiven | str:
+        if info.magic == SECRETMEM:
+            return replace(given, set_flags=LOCKED | DONTDUMP)
+        if info.magic == HUGETLBFS:
+            return replace(given, set_flags=HUGETLB | DONTEXPAND, close=True, huge_size=_DEFAULT_HUGE)
+        if info.regular and info.magic in _ORDINARY:
+            return given
+        if not info.regular and info.path == "/dev/zero" and not shared:
+            return replace(given, anonymous=True)
+        if info.magic == OVERLAY:
+            return "the file that was given to a stacked file system is not known"
+        learnt = self.drivers.get((*info.type_key, shared))
+        if learnt is None:
+            return "what the driver of this file sets is not known yet"
+        return replace(
+            given, set_flags=learnt.set_flags, clear_flags=learnt.clear_flags, anonymous=learnt.anonymous, close=learnt.close
+        )
+
+    def learn(self, vma: Vma, wanted: int) -> None:
+        """Take from a mapping that its operation made anew what its driver does; ``wanted``: flags without a driver."""
+        info = self.known.get(vma.file) if isinstance(vma.file, int) else None
+        if info is None or (vma.flags ^ wanted) & ~LEARNABLE or info.regular and info.magic in _ORDINARY:
+            return
+        key = (*info.type_key, bool(wanted & SHARED))
+        self.drivers.setdefault(
+            key, Learnt(vma.flags & ~wanted, wanted & ~vma.flags, vma.anonymous, vma.close)
+        )

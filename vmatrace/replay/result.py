@@ -1,0 +1,141 @@
+"""What a replay hands out: one verdict an operation, and their sums as one JSON object."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from vmatrace.errors import EXIT_BAD_TRACE, EXIT_FAILED, EXIT_OK
+from vmatrace.kernel import RuleSet
+
+PASSED: Final = "passed"
+FAILED: Final = "failed"
+UNDECIDED: Final = "undecided"
+SKIPPED: Final = "skipped"
+INPUT: Final = "inputs"
+VERDICTS: Final = (PASSED, FAILED, UNDECIDED, SKIPPED, INPUT)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The verdict of one operation.
+
+    ``op`` counts the operations of its address space ``space``; ``time``: ns, when its first record was made.
+    ``rule`` is the last rule that decided, ``rules`` all of them. ``expected`` and ``observed`` are texts, for a
+    FAILED one. ``effects``: how many of each, as observed.
+    """
+
+    space: int
+    pid: int
+    op: int
+    syscall: str
+    verdict: str
+    reason: str = ""
+    rules: tuple[str, ...] = ()
+    effects: Mapping[str, int] = field(default_factory=dict)
+    changed: bool = False
+    expected: str = ""
+    observed: str = ""
+    call: str = ""
+    tid: int = 0
+    order: int = 0
+
+    @property
+    def rule(self) -> str:
+        """The last rule that decided, or nothing."""
+        return self.rules[-1] if self.rules else ""
+
+    def divergence(self, commits: Mapping[str, str]) -> dict[str, Any]:
+        """The JSON form of a FAILED verdict."""
+        return {
+            "op": self.op,
+            "pid": self.pid,
+            "space": self.space,
+            "syscall": self.syscall,
+            "call": self.call,
+            "rule": self.rule,
+            "rules": list(self.rules),
+            "commit": commits.get(self.rule),
+            "expected": self.expected,
+            "observed": self.observed,
+            "text": self.reason,
+        }
+
+
+@dataclass(slots=True)
+class ReplayResult:
+    """All verdicts of a trace, in the order in which the operations were judged."""
+
+    trace: dict[str, Any]
+    rules: RuleSet
+    verdicts: list[Verdict]
+    effects: dict[str, int]
+    lost_records: int
+    dropped: int = 0
+    merges_refused: int = 0
+    without: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[Verdict]:
+        return iter(self.verdicts)
+
+    def count(self, verdict: str) -> int:
+        """How many operations have a verdict."""
+        return sum(v.verdict == verdict for v in self.verdicts)
+
+    @property
+    def failed(self) -> list[Verdict]:
+        """The FAILED verdicts."""
+        return [v for v in self.verdicts if v.verdict == FAILED]
+
+    def status(self, strict: bool = False) -> int:
+        """The exit status: 0 all that could be decided holds, 1 something FAILED, 4 nothing was decided."""
+        counts = Counter(v.verdict for v in self.verdicts)
+        if counts[FAILED] or strict and counts[UNDECIDED]:
+            return EXIT_FAILED
+        return EXIT_OK if counts[PASSED] else EXIT_BAD_TRACE
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object of ``vmatrace replay --format json``."""
+        counts = Counter(v.verdict for v in self.verdicts)
+        changing = [v for v in self.verdicts if v.changed]
+        by_syscall: dict[str, Counter[str]] = {}
+        for verdict in self.verdicts:
+            by_syscall.setdefault(verdict.syscall, Counter())[verdict.verdict] += 1
+        commits = self._commits()
+        return {
+            "schema": 1,
+            "trace": self.trace,
+            "rules": {
+                "name": self.rules.name,
+                "label": self.rules.label,
+                "fitted": sorted(self.rules.fitted),
+                "without": list(self.without),
+                "features": dict(self.rules.features),
+            },
+            "operations": len(self.verdicts),
+            "changing": len(changing),
+            **{name: counts[name] for name in VERDICTS},
+            "changing_passed": sum(v.verdict == PASSED for v in changing),
+            "changing_open": sum(v.verdict in (UNDECIDED, SKIPPED) for v in changing),
+            "unchanged": len(self.verdicts) - len(changing),
+            "merges_refused": self.merges_refused,
+            "dropped": self.dropped,
+            "lost_records": self.lost_records,
+            "by_syscall": {name: dict(by_syscall[name]) for name in sorted(by_syscall)},
+            "effects": self.effects,
+            "decisions": {},
+            "undecided_reasons": self.reasons(UNDECIDED),
+            "skipped_reasons": self.reasons(SKIPPED),
+            "divergences": [v.divergence(commits) for v in self.failed],
+        }
+
+    def reasons(self, verdict: str) -> dict[str, int]:
+        """How often each reason stands behind a verdict, the most frequent first."""
+        return dict(Counter(v.reason for v in self.verdicts if v.verdict == verdict).most_common())
+
+    def _commits(self) -> dict[str, str]:
+        from vmatrace.simulator import RULES
+
+        return {id: str(rule.commit) for id, rule in RULES.items() if rule.commit is not None}

@@ -1,0 +1,266 @@
+"""The model of one address space, and how what was read of the real one is held against it.
+
+The model is chained: it begins with a whole read and from then on only the rules change it. What a read shows
+besides may differ only as the kernel may change a VMA outside the write lock; all else is a difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Final
+
+from vmatrace.rules.model import MmState
+from vmatrace.vma import (
+    ACCESS, MAYBE_GUARD, MAYWRITE, SHARED, SOFTDIRTY, AddressSpace, Vma, flag_names,
+)  # fmt: skip
+
+EVERYTHING: Final = (1 << 64) - 1
+
+Interval = tuple[int, int]
+Change = tuple[tuple[Vma, ...], tuple[Vma, ...]]
+
+
+class TracedSpace(AddressSpace):
+    """An address space that keeps the list of what the last operation replaced."""
+
+    __slots__ = ("journal",)
+
+    def __init__(self, vmas: Iterable[Vma] = ()) -> None:
+        super().__init__(vmas)
+        self.journal: list[Change] = []
+
+    def commit(self) -> None:
+        """Keep what happened since ``begin`` in ``journal``."""
+        self.journal = self._journal or []
+        super().commit()
+
+    def undo(self) -> None:
+        """Take back everything since ``begin``."""
+        self.journal = []
+        super().undo()
+
+    def start_symbols_below(self, serial: int) -> None:
+        """Make ``fresh`` go on below ``serial``, so that a fork child's symbols differ from those it inherited."""
+        self._serial = min(self._serial, serial)
+
+    @property
+    def serial(self) -> int:
+        """The last symbol given out."""
+        return self._serial
+
+    def copy(self) -> TracedSpace:
+        """An independent space with the same VMAs."""
+        twin = TracedSpace(())
+        plain = super().copy()
+        for name in AddressSpace.__slots__:
+            setattr(twin, name, getattr(plain, name))
+        return twin
+
+
+def is_symbol(identity: Hashable) -> bool:
+    """Whether an identity was made by the model and not read yet: a negative number, or a tuple that ends in one."""
+    if type(identity) is int:
+        return identity < 0
+    return type(identity) is tuple and bool(identity) and type(identity[-1]) is int and identity[-1] < 0
+
+
+class SpaceState:
+    """One address space: the model, the mm's fields, and what is not known of it."""
+
+    __slots__ = (
+        "bound", "counters_known", "credits", "guards", "homes", "inherited", "mm", "pid", "shift", "soft_dirty_unknown",
+        "space", "unknown",
+    )  # fmt: skip
+
+    def __init__(self, space: TracedSpace, mm: MmState, pid: int, shift: int) -> None:
+        self.space = space
+        self.mm = mm
+        self.pid = pid
+        self.shift = shift
+        #: Intervals where the real state is not known.
+        self.unknown: list[Interval] = []
+        self.counters_known = True
+        #: anon_vma gains that were seen as events and not yet in a VMA.
+        self.credits = 0
+        #: The same at the parent when this space was copied.
+        self.inherited = 0
+        #: Symbols of anon_vmas and files that were read meanwhile.
+        self.bound: dict[Hashable, Hashable] = {}
+        #: Where each anon_vma was seen last.
+        self.homes: dict[Hashable, int] = {}
+        #: Ranges of MADV_GUARD_INSTALL calls.
+        self.guards: list[Interval] = []
+        self.soft_dirty_unknown = False
+
+    # ---- what is known ----
+
+    def forget(self) -> None:
+        """Everything may have changed: records were lost."""
+        self.unknown = [(0, EVERYTHING)]
+        self.counters_known = False
+
+    def learn_interval(self, lo: int, hi: int) -> None:
+        """``[lo, hi)`` is known again."""
+        left: list[Interval] = []
+        for start, end in self.unknown:
+            if hi <= start or end <= lo:
+                left.append((start, end))
+                continue
+            if start < lo:
+                left.append((start, lo))
+            if hi < end:
+                left.append((hi, end))
+        self.unknown = left
+
+    def is_known(self, lo: int, hi: int) -> bool:
+        """Whether all of ``[lo, hi)`` is known."""
+        return all(hi <= start or end <= lo for start, end in self.unknown)
+
+    def adopt(self, lo: int, hi: int, rows: Sequence[Vma]) -> None:
+        """Make the model say what was read of ``[lo, hi)``."""
+        old = self.space.overlapping(lo, hi)
+        new = list(rows)
+        if old and old[0].start < lo:
+            new.insert(0, old[0].cut(old[0].start, lo, self.shift))
+        if old and old[-1].end > hi:
+            new.append(old[-1].cut(hi, old[-1].end, self.shift))
+        if old != new:
+            for vma in old:
+                self.space.substitute((vma,), ())
+            for vma in new:
+                self.space.substitute((), (vma,))
+
+    # ---- comparing ----
+
+    def check(self, lo: int, hi: int, rows: Sequence[Vma], names: dict[Hashable, Hashable], gains: bool) -> str:
+        """Hold ``rows``, complete for ``[lo, hi)``, against the model; "" where they agree, else the first difference.
+
+        Symbols are bound to what was read; ``names`` holds the objects born in the operation. ``gains``: what may
+        change outside the write lock may have changed.
+        """
+        model = self.space.overlapping(lo, hi)
+        if model == rows:
+            return ""
+        if len(model) != len(rows):
+            return _layout_difference(model, rows)
+        for at, (mine, seen) in enumerate(zip(model, rows, strict=True)):
+            if mine is seen or mine == seen:
+                continue
+            why = self._unify(mine, seen, names, gains, rows, at)
+            if why:
+                return why
+            self.space.substitute((mine,), (seen,))
+        return ""
+
+    def _unify(
+        self, mine: Vma, seen: Vma, names: dict[Hashable, Hashable], gains: bool, rows: Sequence[Vma], at: int
+    ) -> str:
+        if mine[:2] != seen[:2]:
+            return _layout_difference([mine], [seen])
+        if mine.obj != seen.obj:
+            expected = names.get(mine.obj, mine.obj)
+            if expected != seen.obj and not (is_symbol(expected) and not is_symbol(seen.obj)):
+                return f"{_at(seen)}: another VMA object than expected"
+        if mine.flags != seen.flags and not self._flags_may_differ(mine, seen, gains):
+            return f"{_at(seen)}: flags {_flags(seen.flags)}, expected {_flags(mine.flags)}"
+        for number, name in ((3, "pgoff"), (5, "anonymous"), (6, "close hook"), (9, "userfaultfd"), (11, "name")):
+            if mine[number] != seen[number]:
+                return f"{_at(seen)}: {name} {_text(seen[number])}, expected {_text(mine[number])}"
+        if mine.policy != seen.policy:
+            return f"{_at(seen)}: policy {seen.policy}, expected {mine.policy}"
+        if mine.file != seen.file and not self._bind(mine.file, seen.file):
+            return f"{_at(seen)}: another file than expected"
+        if mine.anon_vma != seen.anon_vma and not self._bind(mine.anon_vma, seen.anon_vma):
+            if mine.anon_vma is None and gains:
+                return self._gain(mine, seen, rows, at)
+            return f"{_at(seen)}: {_av(seen)}, expected {_av(mine)}"
+        if mine.forked != seen.forked:
+            return f"{_at(seen)}: forked {seen.forked}, expected {mine.forked}"
+        if seen.anon_vma is not None:
+            self.homes[seen.anon_vma] = seen.start
+        return ""
+
+    def _bind(self, symbol: Hashable, seen: Hashable) -> bool:
+        """Whether a symbol stands for what was seen, from now on if it is new."""
+        if symbol is None or seen is None or not is_symbol(symbol):
+            return False
+        known = self.bound.setdefault(symbol, seen)
+        return known == seen
+
+    def _flags_may_differ(self, mine: Vma, seen: Vma, gains: bool) -> bool:
+        difference = mine.flags ^ seen.flags
+        if self.soft_dirty_unknown:
+            difference &= ~SOFTDIRTY
+        if difference == MAYBE_GUARD and gains and seen.flags & MAYBE_GUARD:
+            return any(lo < seen.end and seen.start < hi for lo, hi in self.guards)
+        return not difference
+
+    def _gain(self, mine: Vma, seen: Vma, rows: Sequence[Vma], at: int) -> str:
+        """A VMA has an anon_vma that the model does not know: whether it may have gained it."""
+        if seen.flags & (SHARED | MAYWRITE) != MAYWRITE:
+            return f"{_at(seen)}: an anon_vma in a mapping that can have none"
+        if seen.forked:
+            if self.inherited <= 0:
+                return f"{_at(seen)}: a forked anon_vma that no fork explains"
+            self.inherited -= 1
+            return ""
+        if self.credits <= 0:
+            return f"{_at(seen)}: an anon_vma that no fault explains"
+        self.credits -= 1
+        below = rows[at - 1] if at else self.space.below(seen.start)
+        above = rows[at + 1] if at + 1 < len(rows) else self.space.find(seen.end)
+        donors = [v for v in (above, below) if v is not None and _may_share(v, seen, self.shift)]
+        if any(donor.anon_vma == seen.anon_vma for donor in donors):
+            return ""
+        if donors:
+            return f"{_at(seen)}: a new anon_vma, expected the neighbour's"
+        home = self.homes.get(seen.anon_vma)
+        other = self.space.at(home) if home is not None else None
+        if other is not None and other.anon_vma == seen.anon_vma and other.start != seen.start:
+            return f"{_at(seen)}: the anon_vma of a VMA that cannot share it"
+        self.homes[seen.anon_vma] = seen.start
+        return ""
+
+
+def _may_share(donor: Vma, vma: Vma, shift: int) -> bool:
+    """Whether find_mergeable_anon_vma would take the anon_vma of ``donor`` for ``vma`` (anon_vma_compatible)."""
+    lower, upper = (donor, vma) if donor.start < vma.start else (vma, donor)
+    if donor.anon_vma is None or donor.forked or lower.end != upper.start:
+        return False
+    if lower.policy != upper.policy or lower.file != upper.file:
+        return False
+    if (lower.flags ^ upper.flags) & ~(ACCESS | SOFTDIRTY | MAYBE_GUARD):
+        return False
+    return lower.pgoff - upper.pgoff == (lower.start - upper.start) >> shift
+
+
+def _layout_difference(model: Sequence[Vma], rows: Sequence[Vma]) -> str:
+    mine, seen = [_range(v) for v in model], [_range(v) for v in rows]
+    for at in range(max(len(mine), len(seen))):
+        a = mine[at] if at < len(mine) else "nothing"
+        b = seen[at] if at < len(seen) else "nothing"
+        if a != b:
+            return f"{b}, expected {a}"
+    return "another layout than expected"
+
+
+def _range(vma: Vma) -> str:
+    return f"[{vma.start:#x}, {vma.end:#x})"
+
+
+def _at(vma: Vma) -> str:
+    return _range(vma)
+
+
+def _flags(bits: int) -> str:
+    return "|".join(flag_names(bits)) or "none"
+
+
+def _text(value: object) -> str:
+    return f"{value:#x}" if type(value) is int else str(value)
+
+
+def _av(vma: Vma) -> str:
+    if vma.anon_vma is None:
+        return "no anon_vma"
+    return "a forked anon_vma" if vma.forked else "an anon_vma"

@@ -1,0 +1,194 @@
+"""The records of a trace as plain values, in the order in which they happened, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from vmatrace.ingest.match import Operations, is_snapshot
+from vmatrace.ingest.records import Records
+from vmatrace.tracefile import Table, TraceFile
+
+Row = tuple[int, int, int, int, int, int, int, int, int, int, str]
+Cover = tuple[int, int, int, int]
+Event = tuple[int, int, int, int]
+
+_SECTION: Final = (
+    "index", "time", "space", "seq", "pid", "tid", "kind", "op_class", "abi", "nr", "def_flags", "mm_flags", "brk_before",
+    "start_brk", "brk", "map_count", "total_vm", "data_vm", "stack_vm", "locked_vm",
+)  # fmt: skip
+_VMA: Final = ("start", "end", "flags", "pgoff", "bits", "object", "anon_vma", "file", "uffd", "policy")
+_CALL: Final = (
+    "index", "time", "space", "pid", "tid", "abi", "nr", "result", "arg0", "arg1", "arg2", "arg3", "arg4", "arg5",
+)  # fmt: skip
+
+
+class Section(NamedTuple):
+    """One write section (or first or last look) of an address space; columns as in the schema."""
+
+    index: int
+    time: int
+    space: int
+    seq: int
+    pid: int
+    tid: int
+    kind: int
+    op_class: int
+    abi: int
+    nr: int
+    def_flags: int
+    mm_flags: int
+    brk_before: int
+    start_brk: int
+    brk: int
+    map_count: int
+    total_vm: int
+    data_vm: int
+    stack_vm: int
+    locked_vm: int
+    before: list[Row]
+    before_cover: list[Cover]
+    after: list[Row]
+    after_cover: list[Cover]
+    evidence: list[Event]
+
+
+class Call(NamedTuple):
+    """One system call that returned."""
+
+    index: int
+    time: int
+    space: int
+    pid: int
+    tid: int
+    abi: int
+    nr: int
+    result: int
+    args: tuple[int, ...]
+
+
+class _Batch:
+    """One batch with its columns as lists; each section is put together when it is asked for."""
+
+    def __init__(self, tables: dict[str, Table]) -> None:
+        sections, calls = tables["sections"], tables["calls"]
+        self._heads = list(zip(*(sections[name].tolist() for name in _SECTION), strict=True))
+        self._before, self._before_cover = _rows(sections, "before"), _covers(sections, "before_cover")
+        self._after, self._after_cover = _rows(sections, "after"), _covers(sections, "after_cover")
+        self._offsets = [
+            sections.offsets(name).tolist() for name in ("before", "before_cover", "after", "after_cover", "evidence")
+        ]
+        evidence = sections.child("evidence")
+        self._evidence: list[Event] = list(
+            zip(*(evidence[name].tolist() for name in ("what", "object", "start", "end")), strict=True)
+        )
+        self._calls = list(zip(*(calls[name].tolist() for name in _CALL), strict=True))
+
+    def section(self, row: int) -> Section:
+        """The section in row ``row`` of the batch's table."""
+        b, bc, a, ac, e = self._offsets
+        n = row + 1
+        return Section(
+            *self._heads[row], self._before[b[row] : b[n]], self._before_cover[bc[row] : bc[n]],
+            self._after[a[row] : a[n]], self._after_cover[ac[row] : ac[n]], self._evidence[e[row] : e[n]],
+        )  # fmt: skip
+
+    def call(self, row: int) -> Call:
+        """The call in row ``row`` of the batch's table."""
+        values = self._calls[row]
+        return Call(*values[:8], values[8:])
+
+
+def _rows(sections: Table, name: str) -> list[Row]:
+    child = sections.child(name)
+    names = child.text("name") if child.has_text("name") else [""] * child.rows
+    return list(zip(*(child[column].tolist() for column in _VMA), names, strict=True))
+
+
+def _covers(sections: Table, name: str) -> list[Cover]:
+    child = sections.child(name)
+    return list(zip(*(child[column].tolist() for column in ("start", "end", "flags", "rows")), strict=True))
+
+
+class Reader:
+    """Gives sections and calls by their number in ``Records``; few batches are decoded at a time."""
+
+    def __init__(self, file: TraceFile, records: Records) -> None:
+        self._file = file
+        self._section_row = records.section_row
+        self._call_row = records.call_row
+        self._section_batch = records.section_batch.tolist()
+        self._call_batch = records.call_batch.tolist()
+        self._section_at = np.searchsorted(records.section_batch, records.section_row, side="right") - 1
+        self._call_at = np.searchsorted(records.call_batch, records.call_row, side="right") - 1
+        self._batches: dict[int, _Batch] = {}
+
+    def section(self, number: int) -> Section:
+        """Section ``number`` in the order of ``index``."""
+        at = int(self._section_at[number])
+        return self._batch(at).section(int(self._section_row[number]) - self._section_batch[at])
+
+    def call(self, number: int) -> Call:
+        """Call ``number`` in the order of ``index``."""
+        at = int(self._call_at[number])
+        return self._batch(at).call(int(self._call_row[number]) - self._call_batch[at])
+
+    def _batch(self, number: int) -> _Batch:
+        batch = self._batches.get(number)
+        if batch is None:
+            tables = self._file.batch(number)
+            if tables is None:
+                raise IndexError(number)
+            if len(self._batches) > 3:
+                del self._batches[min(self._batches)]
+            batch = self._batches[number] = _Batch(tables)
+        return batch
+
+
+class Item(NamedTuple):
+    """Something to take in: ``what`` is one of the names below, ``number`` a row of its table."""
+
+    what: str
+    number: int
+
+
+OPERATION: Final = "operation"
+SECTION: Final = "section"
+FAULT: Final = "fault"
+TASK: Final = "task"
+FILE: Final = "file"
+LIMIT: Final = "limit"
+LOSS: Final = "loss"
+_KINDS: Final = (LIMIT, FILE, TASK, FAULT, LOSS, OPERATION, SECTION)
+
+
+def items(records: Records, operations: Operations) -> Iterator[Item]:
+    """Everything in the order of ``index``: operations by their first record, and sections that belong to none."""
+    idle = np.flatnonzero(operations.of_section < 0)
+    columns: list[tuple[str, Any, Any]] = [
+        (LIMIT, _index(records.limits), None),
+        (FILE, _index(records.files), None),
+        (TASK, _index(records.tasks), None),
+        (FAULT, records.faults["index"], None),
+        (LOSS, _index(records.losses), None),
+        (OPERATION, operations.order, None),
+        (SECTION, records.sections["index"][idle], idle),
+    ]
+    index = np.concatenate([column for _, column, _ in columns])
+    kind = np.repeat(np.arange(len(columns)), [len(column) for _, column, _ in columns])
+    number = np.concatenate([np.arange(len(c)) if at is None else at for _, c, at in columns])
+    # A fork's copy stands at its task row: the parent's limits and spaces come first, then the copy.
+    order = np.lexsort((kind, index))
+    for k, n in zip(kind[order].tolist(), number[order].tolist(), strict=True):
+        yield Item(_KINDS[k], n)
+
+
+def _index(rows: list[dict[str, Any]]) -> Any:
+    return np.array([row["index"] for row in rows], np.uint64)
+
+
+def snapshots(records: Records) -> Any:
+    """Which sections are looks at a living address space."""
+    return is_snapshot(records.sections, slice(None))
