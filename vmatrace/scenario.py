@@ -25,6 +25,7 @@ from vmatrace.rules.model import (
     MmState,
     New,
     Operation,
+    Policy,
     Result,
     Shrink,
     Split,
@@ -165,6 +166,8 @@ def vma_as_json(vma: Vma) -> dict[str, Any]:
 
 
 def _plain(identity: object) -> object:
+    if isinstance(identity, Policy):
+        return list(identity)
     if isinstance(identity, tuple):
         return " ".join(str(part) for part in identity)
     return f"new{-identity}" if isinstance(identity, int) and identity < 0 else identity
@@ -255,7 +258,8 @@ def _parse_limits(value: object, page_size: int, config: Config) -> Limits:
     for key, number in limits.items():
         if key.startswith("rlimit") and number < 0:
             limits[key] = NO_LIMIT
-    return replace(Limits(page_size=page_size, config=config), **limits)  # type: ignore[arg-type]
+    plain: Any = limits
+    return replace(Limits(page_size=page_size, config=config), **plain)
 
 
 def _address(item: Mapping[str, Any], key: str, page_size: int) -> int:
@@ -287,7 +291,8 @@ def _parse_vma(item: object, index: int, page_size: int) -> Vma:
         anonymous = bool(item.get("anonymous", file is None and not close))
         return Vma(
             start, end, flags, pgoff, file, anonymous, close, item.get("anon_vma"),
-            bool(item.get("forked", False)), item.get("uffd"), item.get("policy"), item.get("name"), index, item.get("kind", ""),
+            bool(item.get("forked", False)), item.get("uffd"), _parse_policy(item.get("policy")),
+            item.get("name"), index, item.get("kind", ""),
             item.get("anon_pgoff"), item.get("huge_size", 0),
         )  # fmt: skip
     except UsageError as error:
@@ -345,7 +350,7 @@ def _parse_operation(data: Mapping[str, Any], count: int, page_size: int) -> Ope
         if key == "op":
             continue
         if key in _INPUT_KEYS:
-            inputs[key] = _parse_file(value) if key == "file" and isinstance(value, dict) else value
+            inputs[key] = _parse_input(key, value)
         elif name in STEPS and key == "flags":
             args[key] = parse_flags(_list(value, "flags"))
         else:
@@ -356,6 +361,21 @@ def _parse_operation(data: Mapping[str, Any], count: int, page_size: int) -> Ope
         args["addr"] = args.pop("start")
         args["len"] = args.pop("end") - args["addr"]
     return Operation(name, args, inputs)
+
+
+def _parse_input(key: str, value: Any) -> Any:
+    """A file may be an object (FileGiven), a policy a list (Policy); all else is an identity as it stands."""
+    if key == "file" and isinstance(value, dict):
+        return _parse_file(value)
+    return _parse_policy(value) if key == "policy" else value
+
+
+def _parse_policy(value: Any) -> Any:
+    if isinstance(value, list):
+        if not 1 <= len(value) <= len(Policy._fields) or not all(isinstance(part, int) for part in value):
+            raise UsageError(f"policy {value!r} is not [mode, flags, home node, nodes, user nodes]")
+        return Policy(*value)
+    return value
 
 
 def _parse_file(value: Mapping[str, Any]) -> FileGiven:
@@ -421,6 +441,8 @@ def run_scenario(scenario: Scenario, rules: RuleSet, disabled: Collection[str] =
                 f"{scenario.where or name}: {step.operation.name}: {unknown.reason}"
             ) from unknown
         outcomes.append(_judge(name, step, result, before))
+        if result.child is not None and result.child_mm is not None and step.operation.args.get("follow"):
+            space, mm = result.child, result.child_mm
     return outcomes
 
 
@@ -433,7 +455,8 @@ def _prepared(vma: Vma, rules: RuleSet, shift: int) -> Vma:
 
 def _judge(name: str, step: Step, result: Result, before: tuple[Vma, ...]) -> Outcome:
     word = outcome_of(step.operation.name, result)
-    after = tuple(result.space)
+    followed = result.child is not None and step.operation.args.get("follow")
+    after = tuple(result.child if followed and result.child is not None else result.space)
     differences = tuple(_differences(step.expect or {}, word, result, after))
     agrees = None if step.expect is None else not differences
     return Outcome(

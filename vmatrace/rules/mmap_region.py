@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from vmatrace.rules.accounting import account, charge_is_refused, may_expand, stat_account
+from vmatrace.rules.accounting import (
+    account,
+    charge_is_refused,
+    lock_limit_is_reached,
+    may_expand,
+    stat_account,
+)
 from vmatrace.rules.context import Kernel
 from vmatrace.rules.ksm import ksm_flag
 from vmatrace.rules.merge import merge_new_range, tree_is_out_of_memory
@@ -15,10 +21,12 @@ from vmatrace.rules.proposal import Proposal
 from vmatrace.rules.registry import rule
 from vmatrace.vma import (
     ACCOUNT,
+    DONTDUMP,
     DROPPABLE,
     HUGETLB,
     LOCKED,
     LOCKED_MASK,
+    MAYSHARE,
     NORESERVE,
     SHARED,
     SOFTDIRTY,
@@ -153,11 +161,35 @@ def _proposal(kernel: Kernel, mapping: Mapping, prev: Vma | None, next: Vma | No
     return proposal
 
 
+@rule("secretmem_shared", "secretmem_mmap, secretmem_mmap_prepare")
+def secret_memory_must_be_shared(kernel: Kernel, flags: int) -> bool:
+    """Secret memory cannot be mapped private."""
+    return not flags & (SHARED | MAYSHARE)
+
+
+@rule("secretmem_not_dumped", "secretmem_mmap, secretmem_mmap_prepare")
+def secret_memory_is_not_dumped(kernel: Kernel) -> int:
+    """The hook of secret memory sets DONTDUMP."""
+    return DONTDUMP
+
+
+@rule("secretmem_locked", "secretmem_mmap, secretmem_mmap_prepare", until="secretmem_unlocked")
+def secret_memory_is_locked(kernel: Kernel) -> int:
+    """The hook of secret memory sets LOCKED, before the merge test since v6.16."""
+    return LOCKED
+
+
 def run_hook(kernel: Kernel, mapping: Mapping, given: FileGiven) -> None:
     """The driver's ->mmap or mmap_prepare, as the inputs say: it may fail, replace the file and change
     flags."""
     if given.hook_error is not None:
         kernel.fail(given.hook_error)
+    if given.kind == "secretmem":
+        if secret_memory_must_be_shared(kernel, mapping.flags):
+            kernel.fail("EINVAL")
+        if lock_limit_is_reached(kernel, mapping.flags | LOCKED, mapping.end - mapping.start):
+            kernel.fail("EAGAIN")
+        mapping.flags |= (secret_memory_is_not_dumped(kernel) or 0) | (secret_memory_is_locked(kernel) or 0)
     mapping.flags = (mapping.flags | given.set_flags) & ~given.clear_flags
     mapping.file = given.identity if given.kept is None else given.kept
 
