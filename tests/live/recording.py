@@ -70,3 +70,9 @@ def assert_conforms(answer: dict[str, Any]) -> None:
     assert answer["lost_records"] == 0
     open_ones = answer["undecided"]
     assert open_ones <= UNDECIDED_SHARE * answer["changing"], answer["undecided_reasons"]
+
+
+def operations(answer: dict[str, Any], call: str) -> int:
+    """How many operations of one system call a replay counted."""
+    found = answer["by_syscall"].get(call, 0)
+    return int(found["operations"] if isinstance(found, dict) else found)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.live.recording import assert_conforms, assert_layout, record
+from tests.live.recording import assert_conforms, assert_layout, operations, record
 from tests.workloads.build import build
 
 EFFECTS = ("merge", "split", "unmap", "new", "copy")
@@ -76,12 +76,6 @@ def test_effects_calls_and_layout_are_exactly_what_the_program_did(
         call: operations(answer, call) - due["images"] * operations(start, call) for call in sorted(calls)
     }
     assert counted == {call: due["calls"][call] for call in sorted(calls)}
-
-
-def operations(answer: dict[str, Any], call: str) -> int:
-    """How many operations of one system call a replay counted."""
-    found = answer["by_syscall"].get(call, 0)
-    return int(found["operations"] if isinstance(found, dict) else found)
 
 
 def test_in_place_growth_counts_as_grow_as_well(
