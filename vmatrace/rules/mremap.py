@@ -67,6 +67,12 @@ def target_is_wrong(kernel: Kernel, call: Remap) -> bool:
     return call.new_len > size or call.new_addr > size - call.new_len or not kernel.aligned(call.new_addr)
 
 
+@rule("mremap_length", "check_mremap_params", feature="multi_vma_mremap")
+def new_length_is_silly(kernel: Kernel, call: Remap) -> bool:
+    """No new length may exceed the address space, with or without a new address."""
+    return call.new_len > kernel.limits.task_size
+
+
 @rule("mremap_overlap", "vrm_overlaps")
 def ranges_overlap(kernel: Kernel, call: Remap) -> bool:
     """The new range may not touch the old one."""
@@ -294,7 +300,7 @@ def several_vmas_move(kernel: Kernel, call: Remap) -> bool:
 @rule("multi_move_not_allowed", "vma_multi_allowed", feature="multi_vma_mremap")
 def must_move_alone(kernel: Kernel, vma: Vma) -> bool:
     """A VMA with userfaultfd, or of a file that chooses its own addresses, does not move with others."""
-    return vma.uffd is not None or vma.kind in ("own_area", "zero", "special")
+    return vma.uffd is not None or vma.kind in ("own_area", "sysv", "zero", "special")
 
 
 def _move_range(kernel: Kernel, call: Remap) -> int:
@@ -334,6 +340,8 @@ def mremap(kernel: Kernel, operation: Operation) -> int:
     call = rounded
     if not several:
         vma = _check_vma(kernel, call, kernel.space.at(call.addr))
+    if new_length_is_silly(kernel, call):
+        kernel.fail("EINVAL")
     if call.names_address and (target_is_wrong(kernel, call) or ranges_overlap(kernel, call)):
         kernel.fail("EINVAL")
     _check_count(kernel, call)
