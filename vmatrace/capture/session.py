@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import platform
-import resource
 import select
-import shutil
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 
-from vmatrace import btf as kernel_btf
-from vmatrace import tracefile
 from vmatrace.capture import target as targets
-from vmatrace.capture.decode import Cloak, Columns, Decoder
+from vmatrace.capture.interrupts import Interrupts
+from vmatrace.capture.limits import SysctlWatch, process_limits
 from vmatrace.capture.operations import TRACEPOINTS, Operations
+from vmatrace.capture.precheck import check_namespace, check_possible, no_such_process, thread_groups
+from vmatrace.capture.sink import Sink
 from vmatrace.capture.snapshot import SpaceView, find_place, snapshot_tables, split_views
 from vmatrace.errors import CannotTrace, UsageError, VmatraceError
 from vmatrace.fingerprint import live_profile
@@ -33,16 +30,6 @@ FLUSH_NS = 500_000_000
 CHUNK_CELLS = 1 << 17
 POLL_S = 0.01
 SNAPSHOT_TRIES = 10
-FREE_RESERVE = 64 << 20
-INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO
-SYSCTLS = ("vm.max_map_count", "vm.overcommit_memory", "vm.stack_guard_gap", "vm.mmap_min_addr")
-_PR_CAPBSET_READ, _CAP_IPC_LOCK = 23, 14
-_RLIMITS = {
-    "RLIMIT_AS": resource.RLIMIT_AS,
-    "RLIMIT_DATA": resource.RLIMIT_DATA,
-    "RLIMIT_STACK": resource.RLIMIT_STACK,
-    "RLIMIT_MEMLOCK": resource.RLIMIT_MEMLOCK,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +50,10 @@ class Wanted:
 
 @dataclass(slots=True)
 class Outcome:
-    """How a recording ended. ``status``: exit status of the command, 0 without one."""
+    """How a recording ended.
+
+    ``status``: exit status of the command, 0 without one. ``signal``: what ended it before its time.
+    """
 
     path: Path
     status: int = 0
@@ -72,17 +62,9 @@ class Outcome:
     lost: int = 0
     written: int = 0
     alive: tuple[int, ...] = ()
-    interrupted: bool = False
+    signal: signal.Signals | None = None
     trouble: list[VmatraceError] = field(default_factory=list)
     cpu_ns: int = 0
-
-
-def check_possible() -> None:
-    """Raise `CannotTrace` where tracing needs more than this process has."""
-    if os.geteuid() != 0:
-        raise CannotTrace("recording: needs root", "run it with sudo")
-    if not Path("/sys/kernel/btf/vmlinux").exists():
-        raise CannotTrace("BTF, /sys/kernel/btf/vmlinux: not there", "a kernel with CONFIG_DEBUG_INFO_BTF is needed")
 
 
 class Session:
@@ -92,102 +74,107 @@ class Session:
         self.wanted = wanted
         self.say = say
         self.outcome = Outcome(wanted.output)
-        self.cloak = Cloak()
-        self.decoder = Decoder(self.cloak)
+        self.layer: Operations
+        self.sink: Sink
         self._flushed = time.monotonic_ns()
         self._lost_seen = 0
-        self._sysctls: dict[str, int] = {}
-        self._signals = 0
-        self._writing = True
+        self._sysctls = SysctlWatch()
+        self._interrupts = Interrupts(1 if wanted.command else 0)
 
     def run(self) -> Outcome:
         """Record until the end. Raises before the command has started; later troubles are in the outcome."""
-        check_possible()
+        btf = check_possible()
+        if self.wanted.pids or self.wanted.everything:
+            check_namespace("-p" if self.wanted.pids else "--all")
+        self._pids = thread_groups(self.wanted.pids)
         child = targets.start(self.wanted.command, self.wanted.user) if self.wanted.command else None
         try:
-            # The programs that tell the kernel's features run while the compiler works, before any hook is armed.
-            with ThreadPoolExecutor(1) as beside:
-                profile = beside.submit(lambda: live_profile(kernel_btf.load()))
-                self.layer = Operations(ring_bytes=self.wanted.ring_bytes, max_spaces=self.wanted.max_spaces)
-                self.profile = profile.result()
-        except BaseException:
-            if child:
-                child.abandon()
-            raise
-        try:
-            with self._catch_signals():
-                self._open(child)
-                self._start(child)
-                self._loop(child)
-                self._finish(child)
-        except BaseException:
-            if child:
-                child.abandon()
-            raise
+            with self._interrupts.caught():
+                # The programs that tell the kernel's features run beside the compiler, before any hook.
+                with ThreadPoolExecutor(1) as beside:
+                    profile = beside.submit(lambda: live_profile(btf))
+                    self.layer = Operations(
+                        ring_bytes=self.wanted.ring_bytes, max_spaces=self.wanted.max_spaces
+                    )
+                    try:
+                        self.profile = profile.result()
+                    except BaseException:
+                        self.layer.close()
+                        raise
+                try:
+                    self._interrupts.running = True
+                    self._begin(child)
+                    self._record(child)
+                finally:
+                    self.layer.close()
+                if child:
+                    self._wait(child)
         finally:
-            self.layer.close()
-        if child and not self.outcome.interrupted:
-            self._wait(child)
+            if child:
+                child.abandon()
         return self.outcome
 
     # ---- start ----
+
+    def _begin(self, child: targets.Target | None) -> None:
+        """Open the file, arm the hooks, let the command go; where that fails, leave no file behind."""
+        self._open(child)
+        try:
+            self._start(child)
+        except BaseException:
+            self.sink.discard()
+            raise
 
     def _open(self, child: targets.Target | None) -> None:
         header = {
             "kernel": self.profile.with_probes(dict.fromkeys(TRACEPOINTS, "used")).to_dict(),
             "machine": platform.machine(),
             "command": list(self.wanted.command),
-            "pids": [child.pid] if child else list(self.wanted.pids),
+            "pids": [child.pid] if child else list(self._pids),
             "everything": self.wanted.everything,
             "layers": ["operations"],
             "clocks": {"monotonic": time.monotonic_ns(), "realtime": time.time_ns()},
             "cpus": os.cpu_count(),
         }
-        self.writer = tracefile.TraceWriter(self.wanted.output, header, force=self.wanted.force)
-
-    def _discard(self) -> None:
-        """Nothing was recorded: leave no file behind."""
-        self.writer.close()
-        self.wanted.output.unlink(missing_ok=True)
+        self.sink = Sink(
+            self.wanted.output,
+            header,
+            force=self.wanted.force,
+            max_size=self.wanted.max_size,
+            spaces=self.wanted.max_spaces,
+        )
 
     def _start(self, child: targets.Target | None) -> None:
         self.layer.attach()
-        self._write_limits()
+        self._write_limits(process_limits(self._pids, privileged=self.wanted.user in (None, "root")))
         if child:
             self.layer.expect(child.secret)
-            try:
-                child.release()
-                self.layer.expect(0)
-            except VmatraceError:
-                self._discard()
-                raise
-            self.say(f"tracing {self.wanted.command[0]} (PID {child.pid}) and its children; Ctrl-C goes to it")
+            child.release()
+            self.layer.expect(0)
+            self.say(
+                f"tracing {self.wanted.command[0]} (PID {child.pid}) and its children; Ctrl-C goes to it"
+            )
         else:
             self._adopt_running()
-        self._began = time.monotonic()
 
     def _adopt_running(self) -> None:
         """Register what runs already and take a consistent first look at it."""
         if self.wanted.everything:
             self.layer.trace_all()
-        if self.wanted.pids and os.readlink("/proc/self/ns/pid") != INITIAL_PID_NAMESPACE:
-            self._discard()
-            raise CannotTrace("-p in a PID namespace: the kernel tells PIDs of the initial one", "record from there")
-        for pid in self.wanted.pids:
+        for pid in self._pids:
             self.layer.trace_process(pid)
-        views = [view for view in split_views(self.layer.snapshot()) if view.pid != os.getpid()]
-        found = {view.pid for view in views}
-        for pid in self.wanted.pids:
+        rows = self.layer.snapshot()
+        found = set((rows[:, 0] >> np.uint64(32)).tolist())
+        for pid in self._pids:
             if pid not in found:
-                self._discard()
-                raise UsageError(f"PID {pid}: no such process, or it has no address space", "see `ps`")
-        open_mms = {view.mm for view in views}
+                raise no_such_process(pid)
+        open_mms = {view.mm for view in split_views(rows) if view.pid != os.getpid()}
         for mm in open_mms:
             self.layer.register(mm)
         left = self._snapshot(open_mms, introduce=True)
         if left:
-            self.say(f"warning: {len(left)} address spaces changed all the while; they are unknown until read again")
-        who = "all processes" if self.wanted.everything else "PID " + " ".join(map(str, self.wanted.pids))
+            self.say(f"warning: {len(left)} address spaces changed all the while: unknown until read again")
+        who = "all processes" if self.wanted.everything else "PID " + " ".join(map(str, self._pids))
         self.say(f"tracing {who}; Ctrl-C ends it")
 
     def _snapshot(self, mms: set[int] | None, *, introduce: bool) -> set[int]:
@@ -196,7 +183,9 @@ class Session:
         for _ in range(SNAPSHOT_TRIES):
             if not wanted:
                 break
-            views = [v for v in split_views(self.layer.snapshot()) if v.mm in wanted and v.consistent and v.space]
+            views = [
+                v for v in split_views(self.layer.snapshot()) if v.mm in wanted and v.consistent and v.space
+            ]
             if views:
                 self._place(views, introduce)
                 wanted -= {view.mm for view in views}
@@ -207,49 +196,68 @@ class Session:
         self._flush()
         self.layer.ring.fill()
         words, heads = self.layer.ring.take()
-        base = self.decoder.records
+        base = self.sink.records
         indices = [2 * (base + find_place(words, heads, view.space, view.seq)) + 1 for view in views]
-        if len(heads):
-            self._write(self.decoder.decode(words, heads))
-        self._write(snapshot_tables(views, indices, self.cloak, introduce=introduce))
+        self.sink.write_records(words, heads)
+        tables = snapshot_tables(views, indices, self.sink.cloak, introduce=introduce)
+        self.sink.write(tables, size=sum(view.rows.nbytes for view in views))
 
     # ---- middle ----
 
+    def _record(self, child: targets.Target | None) -> None:
+        """Watch until the end. Once a command runs, a failure of ours is told, and nothing else."""
+        try:
+            self._loop(child)
+            self._finish()
+        except Exception as error:
+            if not child:
+                raise
+            known = error if isinstance(error, VmatraceError) else None
+            self.outcome.reason = "the recording failed"
+            self.outcome.trouble.append(
+                known
+                or VmatraceError(
+                    f"recording: {type(error).__name__}: {error}", "what was written stays readable"
+                )
+            )
+            self.sink.writer.close()
+
     def _loop(self, child: targets.Target | None) -> None:
-        deadline = self._began + self.wanted.duration if self.wanted.duration else None
+        began = time.monotonic()
+        deadline = None if self.wanted.duration is None else began + self.wanted.duration
         poll = select.poll()
         if child:
             poll.register(child.pidfd, select.POLLIN)
-        checked = 0.0
-        while True:
+        checked = began
+        while self.sink.state == "writing":
             busy = self._drain()
-            if child:
-                status = child.status()
-                if status is not None:
-                    self.outcome.status = status
-                    self.outcome.reason = "the command ended"
-                    return
+            if child and child.status() is not None:
+                self.outcome.reason = "the command ended"
+                return
             now = time.monotonic()
             if not child and now - checked > 0.2:
                 checked = now
                 if not self.layer.registered():
                     self.outcome.reason = "all traced processes ended"
                     return
-            if deadline and now >= deadline:
+            if deadline is not None and now >= deadline:
                 self.outcome.reason = "the duration is over"
                 return
-            if self._signals > (1 if child else 0):
+            if self._interrupts.asked():
+                self.outcome.signal = self._interrupts.asked()
                 self.outcome.reason = "interrupted"
-                self.outcome.interrupted = True
                 return
-            if not self._writing and not child:
-                return
+            self._tell()
             if not busy:
-                with contextlib.suppress(InterruptedError):
-                    poll.poll(POLL_S * 1000) if child else time.sleep(POLL_S)
+                poll.poll(POLL_S * 1000)
+        self.outcome.reason = self.sink.reason
+
+    def _tell(self) -> None:
+        if self._interrupts.to_tell():
+            self.say("waiting for the command; once more detaches and ends the recording")
 
     def _drain(self) -> bool:
-        """Take what the ring holds; write when the buffer fills or half a second has passed. True: come again at once."""
+        """Take what the ring holds; write each half second, or when the buffer fills. True: come again."""
         ring = self.layer.ring
         came = ring.fill()
         if ring.filled >= CHUNK_CELLS:
@@ -262,60 +270,31 @@ class Session:
         return came > CHUNK_CELLS // 4
 
     def _flush(self) -> None:
-        words, heads = self.layer.ring.take()
-        if len(heads):
-            self._write(self.decoder.decode(words, heads))
-
-    def _write(self, tables: dict[str, Columns]) -> None:
-        if not self._writing or not tables:
-            return
-        try:
-            self.writer.write(tables)
-        except VmatraceError as error:
-            self._writing = False
-            self.outcome.trouble.append(error)
-            self.outcome.reason = "the trace could not be written"
+        self.sink.write_records(*self.layer.ring.take())
 
     def _watch(self) -> None:
-        """Twice a second: losses, changed sysctls, room on the disk."""
+        """Twice a second: losses, changed sysctls."""
         lost = sum(self.layer.counts()["lost"])
         if lost > self._lost_seen:
             self._note_loss(lost - self._lost_seen)
             self._lost_seen = lost
             self._snapshot(None, introduce=False)
-        self._write_limits()
-        if not self._writing:
-            return
-        too_big = self.wanted.max_size is not None and self.writer.bytes_written >= self.wanted.max_size
-        disk = shutil.disk_usage(self.wanted.output.parent)
-        if too_big or disk.free < min(FREE_RESERVE, disk.total // 20):
-            why = "the trace reached --max-size" if too_big else "the disk is nearly full"
-            self._writing = False
-            self.outcome.reason = why
-            self.outcome.trouble.append(VmatraceError(f"{self.wanted.output}: {why}", "what was written stays readable"))
+        self._write_limits([])
 
     def _note_loss(self, lost: int) -> None:
-        self._write(
-            {"losses": {"index": [2 * self.decoder.records + 1], "time": [time.monotonic_ns()], "lost": [lost]}}
+        self.sink.write(
+            {"losses": {"index": [2 * self.sink.records + 1], "time": [time.monotonic_ns()], "lost": [lost]}}
         )
 
-    def _write_limits(self) -> None:
-        """Sysctls that decide, at the start and when they change; at the start the command's own limits too."""
-        rows: list[tuple[int, str, int]] = []
-        for name in SYSCTLS:
-            with contextlib.suppress(OSError, ValueError):
-                value = int(Path("/proc/sys", *name.split(".", 1)).read_text())
-                if self._sysctls.get(name) != value:
-                    self._sysctls[name] = value
-                    rows.append((0, name, value))
-        if self.decoder.records == 0 and not self._lost_seen and rows:
-            rows += _process_limits(self.wanted.pids)
+    def _write_limits(self, rows: list[tuple[int, str, int]]) -> None:
+        """The given limits, and sysctls at the start and when they change."""
+        rows = self._sysctls.changed() + rows
         if rows:
             many = len(rows)
-            self._write(
+            self.sink.write(
                 {
                     "limits": {
-                        "index": np.full(many, 2 * self.decoder.records + 1),
+                        "index": np.full(many, 2 * self.sink.records + 1),
                         "time": np.full(many, time.monotonic_ns()),
                         "pid": [row[0] for row in rows],
                         "name": [row[1] for row in rows],
@@ -326,18 +305,22 @@ class Session:
 
     # ---- end ----
 
-    def _finish(self, child: targets.Target | None) -> None:
+    def _finish(self) -> None:
         """Last look at what lives on, then detach, drain and close the file."""
         alive: set[int] = set()
         if self.layer.registered():
             with contextlib.suppress(CannotTrace):
-                self._snapshot(None, introduce=False)
-                alive = {view.pid for view in split_views(self.layer.snapshot()) if view.space}
+                if self.sink.state == "writing":
+                    self._snapshot(None, introduce=False)
+                rows = self.layer.snapshot()
+                alive = set((rows[rows[:, 2] != 0, 0] >> np.uint64(32)).tolist())
         self.layer.detach()
         counts, spaces = self.layer.counts(), self.layer.space_seqs()
         if no_room := sum(counts["no_space"]):
             self.outcome.trouble.append(
-                VmatraceError(f"{no_room} address spaces found no room and were not traced", "trace fewer processes")
+                VmatraceError(
+                    f"{no_room} address spaces found no room and were not traced", "trace fewer processes"
+                )
             )
         self._flush()
         while self.layer.ring.fill():
@@ -346,62 +329,30 @@ class Session:
         if lost > self._lost_seen:
             self._note_loss(lost - self._lost_seen)
         self.outcome.alive = tuple(sorted(alive))
-        self.outcome.records = self.decoder.records
+        self.outcome.records = self.sink.records
         self.outcome.lost = lost
         end: dict[str, Any] = {
             "reason": self.outcome.reason,
-            "records": self.decoder.records,
+            "records": self.outcome.records,
             "lost": lost,
-            "cpu_seq": counts["records"],
             "spaces": [space for space, _ in spaces],
             "space_seq": [seq for _, seq in spaces],
             "alive": list(self.outcome.alive),
         }
-        try:
-            if self._writing:
-                self.writer.finish(end)
-            else:
-                self.writer.close()
-        except VmatraceError as error:
-            self.outcome.trouble.append(error)
-        self.outcome.written = self.writer.bytes_written
+        self.sink.finish(end, counts["records"])
+        self.outcome.trouble += self.sink.trouble
+        self.outcome.written = self.sink.writer.bytes_written
         self.outcome.cpu_ns = time.process_time_ns()
 
     def _wait(self, child: targets.Target) -> None:
-        """The recording is over before the command is: its status is still ours to pass on."""
-        status = child.status()
-        while status is None:
+        """The recording may be over before the command is: its status is still ours to pass on."""
+        while (status := child.status()) is None:
+            if self._interrupts.asked():
+                self.outcome.signal = self._interrupts.asked()
+                return
+            self._tell()
             time.sleep(0.02)
-            status = child.status()
         self.outcome.status = status
-
-    @contextlib.contextmanager
-    def _catch_signals(self) -> Any:
-        def note(number: int, frame: FrameType | None) -> None:
-            self._signals += 1
-            if self._signals == 1 and self.wanted.command:
-                self.say("waiting for the command; once more detaches and ends the recording")
-
-        saved = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in saved.items():
-                signal.signal(number, handler)
-
-
-def _process_limits(pids: Sequence[int]) -> list[tuple[int, str, int]]:
-    """Limits of the given processes, or our own, which a command inherits; RLIM_INFINITY is 2**64 - 1."""
-    rows = []
-    libc = ctypes.CDLL(None, use_errno=True)
-    for pid in pids or (0,):
-        for name, number in _RLIMITS.items():
-            with contextlib.suppress(OSError):
-                soft, _ = resource.prlimit(pid, number)
-                rows.append((pid or os.getpid(), name, soft % 2**64))
-        capable = int(libc.prctl(_PR_CAPBSET_READ, _CAP_IPC_LOCK, 0, 0, 0) == 1)
-        rows.append((pid or os.getpid(), "CAP_IPC_LOCK", capable))
-    return rows
 
 
 def record(wanted: Wanted, say: Callable[[str], None] = lambda text: None) -> Outcome:
@@ -409,5 +360,3 @@ def record(wanted: Wanted, say: Callable[[str], None] = lambda text: None) -> Ou
     if sum((bool(wanted.command), bool(wanted.pids), wanted.everything)) != 1:
         raise UsageError("record: wants one of -- CMD, -p PID, --all", "see `vmatrace record --help`")
     return Session(wanted, say).run()
-
-

@@ -12,11 +12,9 @@ import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vmatrace.errors import UsageError, VmatraceError
+from vmatrace.capture.precheck import check_command, not_executable, not_found
+from vmatrace.errors import UsageError
 from vmatrace.schema import MISC
-
-NOT_EXECUTABLE = 126
-NOT_FOUND = 127
 
 
 @dataclass(slots=True)
@@ -29,22 +27,22 @@ class Target:
     _report: int
     command: tuple[str, ...]
     secret: int
+    released: bool = False
     _status: int | None = None
 
     def release(self) -> None:
         """Let the child execute the command. Raises `VmatraceError` (exit 126 or 127) when it cannot."""
-        os.write(self._gate, b"g")
+        self.released = True
+        with contextlib.suppress(BrokenPipeError):  # killed while it waited: its status tells
+            os.write(self._gate, b"g")
         os.close(self._gate)
         with open(self._report, "rb") as report:
             said = report.read()
         if not said:
             return
         os.waitpid(self.pid, 0)
-        number = int(said)
-        name = self.command[0]
-        if number in (errno.ENOENT, errno.ENOTDIR):
-            raise VmatraceError(f"{name}: command not found", "give its path, or check PATH", NOT_FOUND)
-        raise VmatraceError(f"{name}: {os.strerror(number)}", "is it an executable file?", NOT_EXECUTABLE)
+        number, name = int(said), self.command[0]
+        raise not_found(name) if number in (errno.ENOENT, errno.ENOTDIR) else not_executable(name, number)
 
     def status(self) -> int | None:
         """Exit status once it has ended (128 + n by signal n), else None."""
@@ -56,15 +54,19 @@ class Target:
         return self._status
 
     def abandon(self) -> None:
-        """End the child before it executed anything (the recorder failed first)."""
-        with contextlib.suppress(OSError):
+        """End the child where it has not executed anything yet (the recorder failed first)."""
+        if not self.released:
+            self.released = True
             os.close(self._gate)
+            os.close(self._report)
             os.waitpid(self.pid, 0)
 
 
 def start(command: Sequence[str], user: str | None = None) -> Target:
-    """Fork the child for ``command``, run as ``user`` if given."""
+    """Fork the child for ``command``, run as ``user`` if given; raises what is known to fail already."""
     account = _account(user)
+    if account is None:  # another user may see other files
+        check_command(command[0])
     gate_read, gate_write = os.pipe2(os.O_CLOEXEC)
     report_read, report_write = os.pipe2(os.O_CLOEXEC)
     secret = secrets.randbits(63) | 1
@@ -88,19 +90,25 @@ def _account(user: str | None) -> pwd.struct_passwd | None:
 
 
 def _announcer(secret: int) -> Callable[[], None]:
-    """A call that tells the BPF side who we are (follow_announced in bpf/operations.c); everything looked up already."""
+    """A call that tells the BPF side who we are (follow_announced there); all is looked up already."""
     prctl = ctypes.CDLL(None).prctl
     arguments = [ctypes.c_ulong(value) for value in (MISC["ANNOUNCE"], secret, 0, 0, 0)]
     return lambda: prctl(*arguments)
 
 
 def _run(
-    command: Sequence[str], account: pwd.struct_passwd | None, gate: int, report: int, announce: Callable[[], None]
+    command: Sequence[str],
+    account: pwd.struct_passwd | None,
+    gate: int,
+    report: int,
+    announce: Callable[[], None],
 ) -> None:
     """The child's side; never returns."""
     try:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them
+            signal.signal(number, signal.SIG_DFL)
         if os.read(gate, 1) != b"g":
             os._exit(125)
         announce()

@@ -5,26 +5,34 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from signal import SIGINT
 from typing import Annotated
 
 import typer
 
 from vmatrace.cli import common
-from vmatrace.errors import UsageError, VmatraceError, escape
+from vmatrace.errors import UsageError, VmatraceError
 
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _FAILED_BEFORE_COMMAND = 125
 
 
 def command(
-    words: Annotated[list[str] | None, typer.Argument(metavar="-- CMD [ARGS]...", help="The command to trace.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Trace file; default: named after the command or PID.")
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="-- CMD [ARGS]...", help="The command to trace.")
     ] = None,
-    pids: Annotated[list[int] | None, typer.Option("--pid", "-p", help="A running process; may be repeated.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Trace file; default: named after the command or PID."),
+    ] = None,
+    pids: Annotated[
+        list[int] | None, typer.Option("--pid", "-p", help="A running process; may be repeated.")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every process but this one.")] = False,
     user: Annotated[str | None, typer.Option("--user", "-u", help="Run CMD as this user.")] = None,
-    duration: Annotated[float | None, typer.Option(min=0.0, help="Stop recording after so many seconds.")] = None,
+    duration: Annotated[
+        float | None, typer.Option(min=0.0, help="Stop recording after so many seconds.")
+    ] = None,
     force: Annotated[bool, typer.Option(help="Overwrite the trace file.")] = False,
     layer: Annotated[str, typer.Option(help="auto, operations or decisions.")] = "auto",
     max_size: Annotated[str | None, typer.Option(help="Stop when the trace is this big: 500M, 2G.")] = None,
@@ -35,6 +43,8 @@ def command(
     from vmatrace.capture.session import Wanted, record
 
     asked = tuple(words or ())
+    if user and not asked:
+        raise UsageError("--user: is for a command", "vmatrace record -u USER -- CMD")
     if layer not in ("auto", "operations"):
         raise UsageError(f"--layer {layer}: not available", "use --layer operations; see `vmatrace doctor`")
     wanted = Wanted(
@@ -49,11 +59,10 @@ def command(
         ring_bytes=_ring(buffer),
         max_spaces=8192 if everything else 1024,
     )
-    console = common.stderr_console()
 
     def say(text: str) -> None:
         if not quiet or text.startswith("warning"):
-            console.print(escape(text), markup=False, highlight=False)
+            common.note(text)
 
     try:
         outcome = record(wanted, say)
@@ -61,17 +70,27 @@ def command(
         if asked and error.exit_code not in (126, 127) and not isinstance(error, UsageError):
             error.exit_code = _FAILED_BEFORE_COMMAND
         raise
+    except Exception as error:
+        if not asked:
+            raise
+        raise VmatraceError(
+            f"internal, vmatrace record: {type(error).__name__}: {error}",
+            "this is a fault of vmatrace; run it again with -vv and report what it prints",
+            _FAILED_BEFORE_COMMAND,
+        ) from error
     for trouble in outcome.trouble:
-        say(f"warning: {trouble.message}; {trouble.hint}")
+        say("warning: " + "; ".join(part for part in (trouble.message, trouble.hint) if part))
     if outcome.lost:
-        say(f"warning: {outcome.lost} records were lost; what they told is unknown; a larger --buffer may help")
+        say(f"warning: {outcome.lost} records were lost: what they told is unknown; try a larger --buffer")
     if outcome.alive:
         say(f"alive and left alone: PID {' '.join(map(str, outcome.alive))}")
     say(f"{outcome.reason}: {outcome.records} records, {outcome.lost} lost, {outcome.written} bytes")
-    say(f"wrote {outcome.path}; next: vmatrace replay {shlex.quote(str(outcome.path))}")
-    if outcome.interrupted:
-        return 130
-    return outcome.status if asked else 0
+    say(f"wrote {outcome.path}")
+    if outcome.path.is_file():
+        say(f"next: vmatrace replay {shlex.quote(str(outcome.path))}")
+    if outcome.signal and (asked or outcome.signal != SIGINT):
+        return 128 + outcome.signal  # without a command, Ctrl-C is how a recording is ended
+    return outcome.status
 
 
 def _default_name(asked: tuple[str, ...], pids: tuple[int, ...]) -> Path:
