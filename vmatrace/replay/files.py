@@ -55,6 +55,11 @@ class FileInfo:
         return self.magic == TMPFS and self.path == _SHARED_ZERO
 
     @property
+    def private_zero(self) -> bool:
+        """Whether it is the device /dev/zero: private maps of it are anonymous."""
+        return not self.regular and self.path == "/dev/zero"
+
+    @property
     def type_key(self) -> tuple[object, ...]:
         """Files of one driver: the file system, and for what is no regular file its path."""
         return (self.magic, self.mode & _S_IFMT, "" if self.regular else self.path)
@@ -69,11 +74,13 @@ def kind_of(info: FileInfo | None, anonymous: bool, close: bool) -> tuple[str, i
     """The kind of mapping for the rules, and bytes of one huge page; ``info`` is None where there is no file."""
     if info is None:
         return ("", 0) if anonymous else ("special", 0)
+    if info.private_zero:
+        return "zero", 0
     if info.magic == TMPFS:
         if close:
             return "sysv", 0
         return ("shmem_anon" if info.shared_zero else "shmem"), 0
-    if info.magic == HUGETLBFS and not info.regular or info.magic == HUGETLBFS:
+    if info.magic == HUGETLBFS:
         return "hugetlb", _DEFAULT_HUGE
     if info.magic == SECRETMEM:
         return "secretmem", 0
@@ -132,7 +139,7 @@ class Files:
             return replace(given, set_flags=HUGETLB | DONTEXPAND, close=True, huge_size=_DEFAULT_HUGE)
         if info.regular and info.magic in _ORDINARY:
             return given
-        if not info.regular and info.path == "/dev/zero" and not shared:
+        if info.private_zero and not shared:
             return replace(given, anonymous=True)
         if info.magic == OVERLAY:
             return "the file that was given to a stacked file system is not known"

@@ -75,6 +75,10 @@ class Seen:
 
 Request = Operation | Skip | Open
 
+#: Stands for an identity that a failed call does not tell.
+UNKNOWN: Final = ("unknown",)
+_HUGE: Final = 2 << 20
+
 
 def request(arch: str, nr: int, seen: Seen) -> Request:
     """The operation that a call asks for."""
@@ -130,15 +134,13 @@ def _mmap(args: dict[str, int], seen: Seen) -> Request:
 
 def _file_of_map(args: dict[str, int], flags: int, picked: int | None, seen: Seen) -> FileGiven | str:
     if picked is None:
-        return _NOT_KNOWN
+        # Which file it was is not in the trace; only tests that no file decides can be predicted.
+        return FileGiven(UNKNOWN, huge_size=_HUGE if flags & MAP_HUGETLB else 0)
     vma = seen.at(picked)
     if vma is None or not isinstance(vma.file, int):
         return "the mapped file was not read"
     shared = flags & MAP_TYPE in (MAP_SHARED, MAP_SHARED_VALIDATE)
     return seen.files.given(vma.file, shared, not flags & MAP_ANONYMOUS)
-
-
-_NOT_KNOWN: Final = "which file a failed mmap was given is not in the trace"
 
 
 def _old_mmap(args: dict[str, int], seen: Seen) -> Request:
@@ -201,9 +203,9 @@ def _mbind(args: dict[str, int], seen: Seen) -> Request:
         policy = vma.policy
         if vma.start < end and start < vma.end and isinstance(policy, Policy) and _is_asked(policy, mode):
             return Operation("mbind", args, {"policy": policy})
-    if end == start or start & (page - 1):
-        return Operation("mbind", args, {"policy": ("unknown",)})
-    return Open("the nodes of the policy are not in the trace")
+    if seen.result < 0 or end == start:
+        return Operation("mbind", args, {"policy": UNKNOWN})
+    return Open("the nodes of the policy were not read")
 
 
 def _is_asked(policy: Policy, mode: int) -> bool:
@@ -228,7 +230,7 @@ def _prctl(args: dict[str, int], seen: Seen) -> Request:
         if found is not None and found.name is not None:
             inputs["name"] = found.name
         else:
-            inputs["name"] = ("unknown",)
+            inputs["name"] = UNKNOWN
     return Operation("prctl", args, inputs)
 
 
@@ -241,7 +243,7 @@ def _ioctl(args: dict[str, int], seen: Seen) -> Request:
         return Open("the range of the userfaultfd ioctl is not in the trace")
     rows = seen.after if number == _UFFDIO_REGISTER else seen.before
     found = {v.uffd for v in rows if v.start < start + length and start < v.end and v.uffd is not None}
-    inputs: dict[str, Any] = {"uffd": found.pop()} if len(found) == 1 else {"uffd": ("unknown",)}
+    inputs: dict[str, Any] = {"uffd": found.pop()} if len(found) == 1 else {"uffd": UNKNOWN}
     if number == _UFFDIO_UNREGISTER:
         return Operation("uffd_unregister", {"start": start, "len": length}, inputs)
     return Operation("uffd_register", {"start": start, "len": length, "mode": mode}, inputs)
@@ -254,11 +256,7 @@ def _shmat(args: dict[str, int], seen: Seen) -> Request:
     vma = seen.at(seen.result)
     if vma is None or not isinstance(vma.file, int):
         return Open("the segment was not read")
-    given = seen.files.given(vma.file, True, True)
-    if isinstance(given, str):
-        return Open(given)
-    writable = not args["shmflg"] & SHM_RDONLY
-    file = FileGiven(given.identity, noexec=given.noexec, writable=writable, write_sealed=given.write_sealed)
+    file = FileGiven(vma.file, writable=not args["shmflg"] & SHM_RDONLY)
     return Operation("shmat", args, {"picked": seen.result, "size": vma.end - vma.start, "file": file})
 
 

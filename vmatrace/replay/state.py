@@ -39,6 +39,12 @@ class TracedSpace(AddressSpace):
         self.journal = []
         super().undo()
 
+    def take_back(self) -> None:
+        """Take back what the last operation did, though it was committed."""
+        journal, self.journal = self.journal, []
+        for old, new in reversed(journal):
+            self.substitute(new, old)
+
     def start_symbols_below(self, serial: int) -> None:
         """Make ``fresh`` go on below ``serial``, so that a fork child's symbols differ from those it inherited."""
         self._serial = min(self._serial, serial)
