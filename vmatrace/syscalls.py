@@ -21,7 +21,7 @@ FAULT_NR: Final = 65535
 _TABLE: Final = """
 mmap                    MMAP    addr,len,prot,flags,fd,off               9    -    222  -
 mmap2                   MMAP    addr,len,prot,flags,fd,pgoff             -    192  -    192
-old_mmap                OLD_MMAP arg                                     -    90   -    -
+old_mmap                OLD_MMAP addr,len,prot,flags,fd,off              -    90   -    -
 munmap                  RANGE   addr,len                                 11   91   215  91
 mprotect                RANGE   start,len,prot                           10   125  226  125
 pkey_mprotect           RANGE   start,len,prot,pkey                      329  380  288  394

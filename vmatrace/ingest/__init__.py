@@ -6,6 +6,6 @@ from vmatrace.ingest.trace import Trace, errno_name
 from vmatrace.ingest.views import FileInfo, Operation, Section, Space, Walk
 
 __all__ = [
-    "KIND_NAMES", "Effect", "Evidence", "FileInfo", "Operation", "Operations", "Section", "Space", "Trace", "Walk",
-    "errno_name",
+    "KIND_NAMES", "Effect", "Evidence", "FileInfo", "Operation", "Operations", "Section", "Space", "Trace",
+    "Walk", "errno_name",
 ]  # fmt: skip

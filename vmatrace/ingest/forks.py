@@ -21,8 +21,8 @@ _NOTHING_KNOWN: Final[Base] = ((), ((0, EVERYTHING),))
 def copied_state(trace: Trace, child: Space) -> Base:
     """The VMAs and unknown intervals that ``child`` began with.
 
-    Identities of copied objects and of their own anon_vmas are not known before they are read: ``obj`` is None,
-    and an anon_vma is a negative number that no other VMA has.
+    Identities of copied objects and of their own anon_vmas are not known before they are read: ``obj`` is
+    None, and an anon_vma is a negative number that no other VMA has.
     """
     if child.parent is None or child.fork_section is None:
         return _NOTHING_KNOWN

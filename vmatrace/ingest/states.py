@@ -158,8 +158,8 @@ def _walks_of(covers: Covers, sections: Array) -> tuple[Array, Array]:
 def paint(start: Array, end: Array, source: Array) -> Picture:
     """Lay intervals over each other, later ones on top, and tell what is seen.
 
-    Each interval is put into two overlapping power-of-two blocks of the cut points; blocks then pass the latest
-    interval down to their halves: no loop over intervals.
+    Each interval is put into two overlapping power-of-two blocks of the cut points; blocks then pass the
+    latest interval down to their halves: no loop over intervals.
     """
     real = start < end
     start, end, source = start[real], end[real], source[real]

@@ -28,18 +28,16 @@ from vmatrace.vma import Vma
 
 Array = npt.NDArray[Any]
 
-_RANGED: Final = {
-    OP_CLASSES["OP_RANGE"]: (0, 1),
-    OP_CLASSES["OP_MMAP"]: (-1, 1),
-}
+_RANGED: Final = (OP_CLASSES["OP_RANGE"], OP_CLASSES["OP_MBIND"])
+"""Classes of calls whose first two arguments are a range."""
 _DECODED_BATCHES: Final = 3
 
 
 class Trace:
     """Everything that one trace file tells.
 
-    ``header`` and ``end`` are those of the file; ``complete`` is False (and ``warning`` says why) where it is cut.
-    ``operations`` holds columns; `operation` and `iter_operations` give values. ``spaces``: those by id.
+    ``header`` and ``end`` are those of the file; ``complete`` is False (and ``warning`` says why) where it is
+    cut. ``operations`` holds columns; `operation` and `iter_operations` give values. ``spaces``: those by id.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -350,8 +348,12 @@ def _named(arch: str, abi: int, nr: int, raw: tuple[int, ...], kind: str) -> tup
     args = dict(zip(call.arguments, raw, strict=False))
     if call.name == "mmap2":
         return "mmap", {**args, "off": args["pgoff"] * 4096}
+    if call.name == "old_mmap":
+        return "mmap", args
     if call.name == "ipc" and args["call"] & 0xFFFF == 21:
         return "shmat", {"shmid": args["first"], "shmaddr": args["ptr"], "shmflg": args["second"]}
+    if call.name == "old_mmap":
+        return "mmap", args
     if call.name == "ipc" and args["call"] & 0xFFFF == 22:
         return "shmdt", {"shmaddr": args["ptr"]}
     return call.name, args
@@ -363,8 +365,7 @@ def _detail(sections: tuple[Section, ...], args: tuple[int, ...], grown: bool) -
         before = [(vma.obj, vma.start, vma.end) for walk in section.before for vma in walk.vmas]
         span = None
         if section.op_class in _RANGED and args:
-            start, length = args[0], args[1]
-            span = (start, start + length) if section.op_class == OP_CLASSES["OP_RANGE"] else None
+            span = (args[0], args[0] + args[1])
         effects = interpret(section.op_class, before, section.evidence, span, section.grew)  # type: ignore[arg-type]
         if section.op_class == OP_CLASSES["OP_MREMAP"] and grown:
             merge = next((effect for effect in effects if effect.kind == "merge"), None)

@@ -43,8 +43,8 @@ class Section:
     """One write section: the state around its range when the lock was taken and when it was let go.
 
     ``number``: its place among all sections of the trace. Counters are pages, addresses bytes, times ns.
-    VMAs have ``obj`` (an id that is never used again), ``anon_vma`` and ``uffd`` (opaque, None: none), ``policy``
-    (by content) and ``file``, the id of a FileInfo (`Trace.file_info`).
+    VMAs have ``obj`` (an id that is never used again), ``anon_vma`` and ``uffd`` (opaque, None: none),
+    ``policy`` (by content) and ``file``, the id of a FileInfo (`Trace.file_info`).
     """
 
     number: int
@@ -85,10 +85,11 @@ class Section:
 class Operation:
     """One operation of one address space.
 
-    ``n``: its number there; ``kind``: call, fork (the child's copy), exec, exit, fault or other; ``name``: of the
-    system call (mmap2 and the multiplexed calls of 32-bit programs by their plain names, the arguments too), or
-    the kind. ``result`` is None where the call did not return. ``effects``: counts by kind of effect; ``detail``
-    lists them. ``reason``: why nothing can be decided about it (kind other, lost records), else "".
+    ``n``: its number there; ``kind``: call, fork (the child's copy), exec, exit, fault or other; ``name``: of
+    the system call (mmap2 and the multiplexed calls of 32-bit programs by their plain names, the arguments
+    too), or the kind. ``result`` is None where the call did not return. ``effects``: counts by kind of
+    effect; ``detail`` lists them. ``reason``: why nothing can be decided about it (kind other, lost records),
+    else "".
     """
 
     space: int
@@ -118,7 +119,8 @@ class Operation:
 
 @dataclass(slots=True)
 class Space:
-    """One address space. ``origin``: exec, fork, snapshot or unknown; ``pids``: the processes that lived in it."""
+    """One address space. ``origin``: exec, fork, snapshot or unknown; ``pids``: the processes that lived in
+    it."""
 
     id: int
     pid: int

@@ -1,0 +1,63 @@
+"""``vmatrace show``: the events of a trace, a line each; with --addr, the history of one address."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vmatrace.cli import common
+from vmatrace.cli.common import Format, FormatOption
+from vmatrace.errors import EXIT_OK, UsageError
+from vmatrace.ingest import Trace
+from vmatrace.report.events import render_event
+from vmatrace.timeline import event_columns, iter_events
+
+
+def command(
+    trace: Annotated[Path, typer.Argument(help="A file that `vmatrace record` wrote.")],
+    pid: Annotated[int | None, typer.Option("--pid", "-p", help="Only this process.")] = None,
+    addr: Annotated[
+        str | None, typer.Option("--addr", help="What happened at this address (hex with 0x, or decimal).")
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--kind",
+            help="Only these kinds, with commas: merge split unmap new copy grow change mmap_prepare "
+            "anon_vma fork exec exit error other call.",
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", "-n", min=0, help="Stop after so many.")] = None,
+    format: FormatOption = Format.table,
+) -> int:
+    """Show what happened in a trace: each merge, split, new or removed mapping, with the call that did it."""
+    opened = Trace(trace)
+    if opened.warning:
+        common.print_warning(f"{trace}: {opened.warning}")
+    kinds = [word for word in (kind or "").replace(" ", ",").split(",") if word]
+    events = itertools.islice(iter_events(opened, pid, kinds, _address(addr)), limit)
+    if format is Format.json:
+        common.print_json({"schema": 1, "events": list(events)})
+    elif format is Format.csv:
+        common.print_csv(event_columns(), events)
+    else:
+        for event in events:
+            print(render_event(event))
+    if opened.lost_records:
+        common.print_warning(f"{opened.lost_records} records were lost: events are missing")
+    return EXIT_OK
+
+
+def _address(text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        value = int(text, 10 if text.isdecimal() else 16)
+    except ValueError:
+        raise UsageError(f"{text!r} is no address", "give it in hex, as 0x7f0012345000") from None
+    if not 0 <= value < 1 << 64:
+        raise UsageError(f"{text!r} is no address of 64 bits")
+    return value

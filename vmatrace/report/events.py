@@ -1,0 +1,48 @@
+"""Events of a trace as lines of text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vmatrace.errors import escape
+
+
+def render_event(event: dict[str, Any]) -> str:
+    """One event on one line: when, who, what, and the call it happened in."""
+    op = f"#{event['op']}" if event["op"] is not None else ""
+    who = f"{event['pid']}" + (f"/{event['tid']}" if event["tid"] != event["pid"] else "")
+    words = [f"{event['time'] / 1e9:12.6f}", f"{who:<8}", f"{op:<7}", f"{event['kind']:<8}", _what(event)]
+    if event["kind"] not in ("anon_vma", "fork", "exec", "exit"):
+        words.append("in " + _call(event))
+    if event["text"]:
+        words.append(escape(event["text"]))
+    return " ".join(word for word in words if word).rstrip()
+
+
+def _what(event: dict[str, Any]) -> str:
+    kind = event["kind"]
+    where = f"{event['start']:x}-{event['end']:x}" if event["start"] is not None else ""
+    if kind == "split":
+        cut = f"at {event['address']:x}" if event["address"] is not None else ""
+        side = f"new object {event['new']} {event['new_side']}" if event["new_side"] else ""
+        return f"{cut} of {event['object']}, {side}"
+    if kind == "merge":
+        victims = ", ".join(str(victim) for victim in event["victims"])
+        return f"{where} {event['side'] or ''} survivor {event['object']}" + (
+            f" victims {victims}" if victims else ""
+        )
+    if kind == "mmap_prepare":
+        return f"{where} {escape(str(event['file']['path']))} (inferred)"
+    if kind == "error":
+        return str(event["errno"])
+    return f"{where} {event['object'] or ''}".strip()
+
+
+def _call(event: dict[str, Any]) -> str:
+    args = ", ".join(f"{name}={_value(value)}" for name, value in (event["args"] or {}).items())
+    result = event["errno"] or (_value(event["result"]) if event["result"] is not None else "?")
+    return f"{event['syscall']}({args}) = {result}" if event["args"] else str(event["syscall"])
+
+
+def _value(value: int) -> str:
+    return str(value) if -4096 < value < 4096 else f"{value & (1 << 64) - 1:#x}"

@@ -1,0 +1,250 @@
+"""What happened in a trace, event by event: each effect of each operation, births and deaths of address
+spaces."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any, Final
+
+import numpy as np
+
+from vmatrace.errors import UsageError, nearest
+from vmatrace.ingest import Effect, Operation, Trace, errno_name
+from vmatrace.ingest import match as matching
+from vmatrace.schema import FILE_BITS
+from vmatrace.timeline.document import file_document, hooks_document, short_id
+from vmatrace.timeline.space import Event, Timeline
+from vmatrace.vma import Vma
+
+EVENT_KINDS: Final = {
+    "merge": "a merge step succeeded; side: where the survivor lay, victims: the VMAs it swallowed",
+    "split": "a VMA was cut at an address; new_side: whether the new object is the piece below or above",
+    "unmap": "a VMA was removed other than by a merge",
+    "new": "a VMA was born other than by split or copy",
+    "copy": "a VMA was born as the copy of another (mremap)",
+    "grow": "a VMA took free address space: brk, mremap in place, a stack",
+    "change": "VMAs changed in place: flags, policy, name",
+    "mmap_prepare": "a mapping of a file that has this hook (inferred from the file)",
+    "anon_vma": "a VMA of this address space gained an anon_vma (which one is not told)",
+    "fork": "an address space was born as a copy",
+    "exec": "an address space was born for a new program",
+    "exit": "an address space ended",
+    "error": "a call failed",
+    "other": "something changed for no cause that is listed",
+    "call": "any listed call (only where it is asked for)",
+}
+"""The kinds of events, with what they mean."""
+
+_COLUMNS: Final = (
+    "time", "pid", "tid", "space", "op", "kind", "syscall", "start", "end", "side", "address", "new_side",
+    "object", "new", "victims", "args", "result", "errno", "file", "hooks", "text",
+)  # fmt: skip
+_EFFECT_KINDS: Final = ("merge", "split", "unmap", "new", "copy", "grow")
+
+
+def event_columns() -> tuple[str, ...]:
+    """The names of an event's fields, all of them present in each event."""
+    return _COLUMNS
+
+
+def iter_events(
+    trace: Trace, pid: int | None = None, kinds: Collection[str] = (), address: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """The events in order; of one process, of some kinds, or those at one address.
+
+    Each is a dict with the keys of `event_columns`: times in ns since the first record, None for what an
+    event of its kind has not. Raises UsageError for a process or kind that is not known.
+    """
+    _check(trace, pid, kinds)
+    wanted = set(kinds) or set(EVENT_KINDS) - {"call"}
+    found = _at_address(trace, pid, address) if address is not None else _in_order(trace, pid, wanted)
+    return (event for event in found if event["kind"] in wanted)
+
+
+def _check(trace: Trace, pid: int | None, kinds: Collection[str]) -> None:
+    for kind in kinds:
+        if kind not in EVENT_KINDS:
+            near = nearest(kind, EVENT_KINDS)
+            raise UsageError(
+                f"no events are of kind {kind!r}", f"did you mean {near}?" if near else _kind_hint()
+            )
+    if pid is not None and not trace.spaces_of(pid):
+        raise UsageError(
+            f"process {pid} is not in the trace", f"it has {', '.join(map(str, trace.pids()[:8]))}"
+        )
+
+
+def _kind_hint() -> str:
+    return "kinds are " + ", ".join(EVENT_KINDS)
+
+
+def _in_order(trace: Trace, pid: int | None, wanted: set[str]) -> Iterator[dict[str, Any]]:
+    rows = _candidates(trace, wanted)
+    gains = _gains(trace, pid) if "anon_vma" in wanted else []
+    order = trace.operations.order
+    at = 0
+    for row in rows.tolist():
+        while at < len(gains) and gains[at][0] < order[row]:
+            yield gains[at][1]
+            at += 1
+        operation = trace.operation(row)
+        if pid is None or operation.pid == pid:
+            yield from events_of(operation, trace)
+    yield from (event for _, event in gains[at:])
+
+
+def _candidates(trace: Trace, wanted: set[str]) -> Any:
+    """Rows of the operations that may have an event that is wanted, in the order in which they began."""
+    table = trace.operations
+    keep = np.zeros(len(table), bool)
+    for name in _EFFECT_KINDS:
+        if name in wanted:
+            keep |= table.effects[name] > 0
+    if wanted & {"change", "other", "mmap_prepare"}:
+        keep |= table.changed != 0
+    for name in ("fork", "exec", "exit"):
+        if name in wanted:
+            keep |= table.kind == matching.KIND_NAMES.index(name)
+    calls = table.call >= 0
+    if "error" in wanted:
+        result = np.zeros(len(table), np.int64)
+        result[calls] = trace.records.calls["result"][table.call[calls]]
+        keep |= (result < 0) & (result >= -4095)
+    if "call" in wanted:
+        keep |= calls
+    rows = np.flatnonzero(keep)
+    return rows[np.argsort(table.order[rows], kind="stable")]
+
+
+def _gains(trace: Trace, pid: int | None) -> list[tuple[int, dict[str, Any]]]:
+    faults = trace.records.faults
+    spaces = None if pid is None else {space.id for space in trace.spaces_of(pid)}
+    found = []
+    for index, time, space, tid in zip(
+        *(faults[name].tolist() for name in ("index", "time", "space", "tid")), strict=True
+    ):
+        if spaces is None or space in spaces:
+            owner = trace.spaces[space].pid if space in trace.spaces else None
+            found.append((index, _event(trace, time, owner, tid, space, None, "anon_vma", "fault")))
+    return sorted(found, key=lambda item: item[0])
+
+
+def events_of(operation: Operation, trace: Trace) -> Iterator[dict[str, Any]]:
+    """The events of one operation."""
+    if operation.raw_args:
+        yield _of(operation, trace, "call")
+    if operation.kind in ("fork", "exec", "exit", "other"):
+        yield _of(operation, trace, operation.kind, text=operation.reason)
+    failure = errno_name(operation.result)
+    if failure is not None:
+        yield _of(operation, trace, "error")
+    for effect in operation.detail:
+        yield _of(operation, trace, effect.kind, **_effect_fields(effect))
+    if operation.kind in ("call", "other") and operation.changed and not operation.detail:
+        yield _of(operation, trace, "change", text=_changes(operation))
+    mapped = _mapped_file(operation)
+    if mapped is not None:
+        info = trace.file_info(mapped.file)
+        if info is not None and info.hooks & FILE_BITS["FILE_MMAP_PREPARE"]:
+            yield _of(
+                operation, trace, "mmap_prepare", start=mapped.start, end=mapped.end,
+                file=file_document(info), hooks=hooks_document(info),
+            )  # fmt: skip
+
+
+def _effect_fields(effect: Effect) -> dict[str, Any]:
+    return {
+        "start": effect.start,
+        "end": effect.end,
+        "side": effect.side,
+        "address": effect.address,
+        "new_side": effect.new_side,
+        "object": short_id(effect.obj),
+        "new": short_id(effect.new),
+        "victims": [short_id(victim) for victim in effect.victims],
+    }
+
+
+def _changes(operation: Operation) -> str:
+    """Which ranges changed in place, and what of them."""
+    words = []
+    for section in operation.sections:
+        was = {vma.start: vma for walk in section.before for vma in walk.vmas}
+        for vma in (vma for walk in section.after for vma in walk.vmas):
+            old = was.get(vma.start)
+            if old is not None and old != vma and old.end == vma.end:
+                names = [n for n in Vma._fields if getattr(old, n) != getattr(vma, n) and n != "anon_vma"]
+                words.append(f"{vma.start:x}-{vma.end:x} {','.join(names)}")
+    return "; ".join(words)
+
+
+def _mapped_file(operation: Operation) -> Vma | None:
+    """The VMA of a file that a successful mmap put its range into."""
+    if operation.name != "mmap" or operation.result is None or errno_name(operation.result):
+        return None
+    address = operation.result if operation.result >= 0 else operation.result + (1 << 64)
+    for section in operation.sections:
+        for walk in section.after:
+            for vma in walk.vmas:
+                if vma.start <= address < vma.end and vma.file is not None:
+                    return vma
+    return None
+
+
+def _of(operation: Operation, trace: Trace, kind: str, **fields: Any) -> dict[str, Any]:
+    event = _event(
+        trace,
+        operation.time,
+        operation.pid,
+        operation.tid,
+        operation.space,
+        operation.n,
+        kind,
+        operation.name,
+    )
+    event.update(args=dict(operation.args), result=operation.result, errno=errno_name(operation.result))
+    event.update(fields)
+    return event
+
+
+def _event(
+    trace: Trace, time: int, pid: int | None, tid: int, space: int, op: int | None, kind: str, syscall: str
+) -> dict[str, Any]:
+    event: dict[str, Any] = dict.fromkeys(_COLUMNS)
+    event.update(
+        time=time - trace.records.first_time, pid=pid, tid=tid, space=space, op=op, kind=kind, syscall=syscall
+    )
+    return event
+
+
+# ---- one address -------------------------------------------------------------------------------------------
+
+
+def _at_address(trace: Trace, pid: int | None, address: int) -> Iterator[dict[str, Any]]:
+    spaces = trace.spaces.values() if pid is None else trace.spaces_of(pid)
+    found: list[tuple[int, Event]] = []
+    for space in spaces:
+        history = Timeline(trace, space.id).history(address)
+        # Children that only inherited the place say nothing about it, unless they are asked for.
+        if pid is not None or any(event.operation.kind not in ("fork", "exit") for event in history):
+            found += [(event.operation.index, event) for event in history]
+    for _, event in sorted(found, key=lambda item: item[0]):
+        yield from _history_events(event, trace)
+
+
+def _history_events(event: Event, trace: Trace) -> Iterator[dict[str, Any]]:
+    text = f"{_brief(event.before)} -> {_brief(event.after)}"
+    operation = event.operation
+    if operation.kind in ("fork", "exec", "exit", "other"):
+        yield _of(operation, trace, operation.kind, text=text)
+    elif not event.effects:
+        yield _of(operation, trace, "change", text=text)
+    for effect in event.effects:
+        yield _of(operation, trace, effect.kind, **_effect_fields(effect), text=text)
+
+
+def _brief(vma: Vma | None) -> str:
+    if vma is None:
+        return "nothing"
+    letters = "".join(letter if vma.flags >> bit & 1 else "-" for bit, letter in enumerate("rwx"))
+    return f"{vma.start:x}-{vma.end:x} {letters}{'s' if vma.flags & 0x80 else 'p'}"
