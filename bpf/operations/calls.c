@@ -70,6 +70,8 @@ static __always_inline void begin_section(struct space *s, u32 tid)
 	s->seq++;
 	s->n = 1;
 	s->evidence = 0;
+	s->part = 0;
+	s->broken = 0;
 	s->downgraded = 0;
 	s->finished = 1;
 	s->ranges = 0;

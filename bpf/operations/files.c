@@ -14,12 +14,18 @@ static __always_inline u64 seals_of(u64 inode)
 	return read_half(inode - OFF_shmem_vfs_inode + OFF_shmem_seals) & SEALED_WRITE;
 }
 
-/* What tells one use of a struct file's memory from the next: its inode, how it was opened, its seals. */
+/*
+ * What tells one use of a struct file's memory from the next: inode and its number, operations, how it was opened,
+ * its seals. File and inode are recycled together (shared anonymous memory, SysV segments), so the pointers alone
+ * would not do; the odd factors only spread the words.
+ */
 static __always_inline u64 file_state(u64 file)
 {
-	u64 inode = read_word(file + OFF_file_f_inode);
+	u64 inode = read_word(file + OFF_file_f_inode), state = inode;
 
-	return inode ^ (u64)(read_half(file + OFF_file_f_mode) & 3) << 56 ^ seals_of(inode) << 48;
+	state += read_word(inode + OFF_inode_i_ino) * 0x9e3779b97f4a7c15ULL;
+	state += read_word(file + OFF_file_f_op) * 0xbf58476d1ce4e5b9ULL;
+	return state ^ (u64)(read_half(file + OFF_file_f_mode) & 3) << 56 ^ seals_of(inode) << 48;
 }
 
 static __always_inline int seen_before(u64 file)
@@ -118,6 +124,8 @@ static __always_inline void describe_file(u64 file)
 		dentry = parent;
 	}
 	out->head[1] = KIND_FILE | hooks << 8 | out->used << 32;
-	if (ring.ringbuf_output(&out->head[1], FILE_BYTES, NO_WAKEUP))
+	if (ring.ringbuf_output(&out->head[1], FILE_BYTES, NO_WAKEUP)) {
 		bump(COUNT_LOST);
+		files_seen.delete(&file);	/* to be told again when it is next met */
+	}
 }

@@ -59,7 +59,8 @@ HOOK(sched_process_fork)
 	cells[13] = read_word(child_mm + OFF_mm_locked_vm);
 	cells[14] = read_word(child_mm + OFF_mm_def_flags);
 	cells[15] = read_word(child_mm + OFF_mm_brk);
-	send_small(cells);
+	if (!send_small(cells) && t != s)
+		t->dirty = 1;
 	return 0;
 }
 
@@ -103,7 +104,8 @@ HOOK(sched_process_exit)
 	cells[5] = bpf_get_smp_processor_id() | bump(COUNT_RECORDS) << 16;
 	cells[6] = read_half(bpf_get_current_task() + OFF_task_exit_code);
 	cells[8] = CELL_ARGS;
-	if (tgid == (u32)id)
+	/* The leader may go before the others; one of them that executes a program then takes over its PID. */
+	if (!read_half(read_word(bpf_get_current_task() + OFF_task_signal) + OFF_signal_live))
 		traced_tgids.delete(&tgid);
 	send_small(cells);
 	return 0;

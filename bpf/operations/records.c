@@ -12,7 +12,10 @@ static __always_inline void fill_head(u64 *head, u32 kind, u32 flags, struct spa
 	head[5] = bpf_get_smp_processor_id() | bump(COUNT_RECORDS) << 16;
 }
 
-/* Sends the gathered cells. A failed reserve marks the space dirty: its next section reads the whole tree. */
+/*
+ * Sends the gathered cells. A failed reserve marks the space dirty: its next section reads the whole tree. A section
+ * that lacks a part is worth nothing to the reader, so it is lost as a whole, whatever its later parts tell.
+ */
 static __always_inline void send(struct space *s, u32 flags)
 {
 	u64 *head = &s->cells[0], size = s->n * 64ULL - 8;
@@ -20,12 +23,16 @@ static __always_inline void send(struct space *s, u32 flags)
 	asm volatile("" : "+r"(size));
 	size &= 4095;
 	fill_head(head, s->kind, flags, s);
+	head[1] |= (u64)s->part << 48;
+	s->part++;
 	head[6] = s->mm_words[MM_WORD(brk)];
 	head[7] = s->arg;
 	if (ring.ringbuf_output(&s->cells[1], size, NO_WAKEUP)) {
 		bump(COUNT_LOST);
-		s->dirty = 1;
+		s->broken = 1;
 	}
+	if (s->broken)
+		s->dirty = 1;
 	s->n = 1;
 	s->evidence &= ~1U;
 }
@@ -47,8 +54,10 @@ static __always_inline u64 *next_cell(struct space *s, u64 tag)
 }
 
 /* A CALL, TASK or other small record that belongs to no write section: head cell and one more. */
-static __always_inline void send_small(u64 *cells)
+static __always_inline int send_small(u64 *cells)
 {
-	if (ring.ringbuf_output(cells + 1, 120, NO_WAKEUP))
-		bump(COUNT_LOST);
+	if (!ring.ringbuf_output(cells + 1, 120, NO_WAKEUP))
+		return 1;
+	bump(COUNT_LOST);
+	return 0;
 }

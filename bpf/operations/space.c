@@ -39,6 +39,7 @@ struct space {
 	u64 range[6];		/* three of [from, to); bcc takes one-dimensional arrays only */
 	u32 ranges, current_range;
 	u32 rows, kind;
+	u32 part, broken;	/* of this section: records made so far; whether one of them was lost */
 	u64 store_lo, store_hi;
 	u64 acquired, arg;
 	u64 walk_node, walk_min, walk_max, walk_addr, cover_lo;
