@@ -338,9 +338,10 @@ def remap_file_pages(kernel: Kernel, operation: Operation) -> int:
         args.get("flags", 0) & 0x10000 | MAP_SHARED | MAP_FIXED | (MAP_LOCKED if vma.flags & LOCKED else 0)
     )
     given: FileGiven = kernel.inputs.get("file") or FileGiven(vma.file)
+    # SHARED says that the file was opened for writing; without MAYWRITE it is sealed.
     given = replace(
-        given, identity=vma.file, kind=vma.kind, close=vma.close, writable=bool(vma.flags & MAYWRITE),
-        noexec=not vma.flags & MAYEXEC,
+        given, identity=vma.file, kind=vma.kind, close=vma.close, writable=True,
+        write_sealed=not vma.flags & MAYWRITE, noexec=not vma.flags & MAYEXEC,
     )  # fmt: skip
     kernel.inputs = {**kernel.inputs, "file": given}
     do_mmap(kernel, start, size, vma.flags & 7, flags, pgoff)
