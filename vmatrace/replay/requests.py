@@ -12,7 +12,7 @@ from vmatrace.rules.constants import (
     MAP_ANONYMOUS, MAP_HUGETLB, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_TYPE, SHM_RDONLY,
 )  # fmt: skip
 from vmatrace.rules.madvise import NO_VMA_ADVICE
-from vmatrace.rules.constants import MADV
+from vmatrace.rules.constants import MADV, MPOL
 from vmatrace.rules.model import NO_LIMIT, FileGiven, Operation, Policy
 from vmatrace.syscalls import find_call
 from vmatrace.vma import Vma
@@ -183,12 +183,14 @@ def policy_of(word: int) -> Policy | None:
     """The policy that a row's number stands for (policy_content in bpf/operations.c); None for 0."""
     if not word:
         return None
-    home = word >> 20 & 0xFF
-    return Policy(
-        (word & 0xF) - 1, word >> 4 & 0xFFFF, -1 if home == 0xFF else home, word >> 28 & 0xFFFF, word >> 44 & 0xFFFF
-    )
+    mode, flags, home = (word & 0xF) - 1, word >> 4 & 0xFFFF, word >> 20 & 0xFF
+    # __mpol_equal looks at the nodes of all modes but LOCAL, and at the user's own where a flag keeps them.
+    nodes = word >> 28 & 0xFFFF if mode != MPOL["MPOL_LOCAL"] else 0
+    user = word >> 44 & 0xFFFF if flags & _MPOL_KEEPS_MASK else 0
+    return Policy(mode, flags, -1 if home == 0xFF else home, nodes, user)
 
 
+_MPOL_KEEPS_MASK: Final = 0xC000
 _MPOL_MODE_FLAGS: Final = 0xE000
 
 
