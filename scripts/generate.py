@@ -106,6 +106,16 @@ def rules() -> str:
     return page("The rules", "vmatrace/rules", *parts)
 
 
+def frames_page() -> str:
+    from vmatrace.frames import COLUMNS
+
+    parts = ["`vmatrace.open(path).frame(kind)` gives one of these. Addresses are bytes, ranges half open.\n"]
+    for kind, columns in COLUMNS.items():
+        rows = ((f"`{name}`", dtype, doc) for name, dtype, doc in columns)
+        parts += [f'## `frame("{kind}")`\n', table(("column", "type", "what"), rows)]
+    return page("Frames", "vmatrace/frames.py", *parts)
+
+
 def commands() -> str:
     from vmatrace.cli import COMMANDS
 
@@ -126,6 +136,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "trace-format.md": trace_format,
     "features.md": features,
     "rules.md": rules,
+    "frames.md": frames_page,
     "commands.md": commands,
 }
 
