@@ -105,7 +105,7 @@ COVER_FLAGS: Final = {
 }
 
 MISC: Final = {
-    "SECTION_PARTIAL": 1,  # more cells of the same write section follow in the next record
+    "SECTION_PARTIAL": 1,  # more cells of the same write section follow in a record numbered one higher
     "COUNT_RECORDS": 0,
     "COUNT_LOST": 1,
     "COUNT_NO_SPACE": 2,

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vmatrace.capture.ring import FILE_CELLS, Places, Words
-from vmatrace.schema import CELLS, KINDS, ROW_BITS
+from vmatrace.schema import CELLS, KINDS, MISC, ROW_BITS
 
 Column = Any
 Columns = dict[str, Column]
@@ -22,6 +24,8 @@ Array = npt.NDArray[Any]
 _LOW32 = np.uint64(0xFFFFFFFF)
 _BYTE = np.uint64(8)
 _HALF = np.uint64(32)
+_PART = np.uint64(48)
+_PARTIAL = np.uint64(MISC["SECTION_PARTIAL"])
 
 
 class Cloak:
@@ -46,13 +50,26 @@ class Cloak:
         return out
 
 
+@dataclass(slots=True)
+class _Parts:
+    """The parts so far of the write section number ``seq`` of an address space."""
+
+    seq: int
+    bodies: list[Words]
+
+
 class Decoder:
-    """Turns runs of cells into tables. Keeps the parts of records still incomplete, and the running index."""
+    """Turns runs of cells into tables. Keeps the parts of records still incomplete, and the running index.
+
+    ``records``: decoded so far. ``dropped``: of these, parts of write sections that lost another part: such a
+    section is lost as a whole.
+    """
 
     def __init__(self, cloak: Cloak) -> None:
         self.cloak = cloak
         self.records = 0
-        self._parts: dict[tuple[int, int], list[Words]] = {}
+        self.dropped = 0
+        self._parts: dict[int, _Parts] = {}
 
     def decode(self, words: Words, heads: Places) -> dict[str, Columns]:
         """Tables of all records in ``words``; a write section cut in parts appears with its last part."""
@@ -61,14 +78,14 @@ class Decoder:
         word1 = _take(words, 1, heads)
         kind = word1.astype(np.uint8)
         in_section = _any_of(kind, "SECTION", "EXEC", "LAST")
-        partial = in_section & ((word1 >> _BYTE).astype(np.uint8) & 1 != 0)
+        numbers = word1 >> _PART
         parts = None
-        if partial.any() or self._parts:
-            words, heads, index, parts = self._join(words, heads, index, in_section, partial)
+        if self._parts or bool((in_section & (((word1 >> _BYTE) & _PARTIAL) + numbers != 0)).any()):
+            words, heads, index, parts = self._join(words, heads, index, in_section)
             kind = _take(words, 1, heads).astype(np.uint8)
             in_section = _any_of(kind, "SECTION", "EXEC", "LAST")
         decoders: list[tuple[str, Array, Callable[[Words, Places, Array], Columns]]] = [
-            ("sections", in_section, self._sections),
+            ("sections", in_section, partial(self._sections, files=heads[kind == KINDS["FILE"]])),
             ("calls", kind == KINDS["CALL"], _calls),
             ("tasks", _any_of(kind, "FORK", "SPACE_END", "TASK_EXIT"), _tasks),
             ("faults", kind == KINDS["ANON_VMA"], _faults),
@@ -84,39 +101,53 @@ class Decoder:
         return tables
 
     def _join(
-        self, words: Words, heads: Places, index: Array, in_section: Array, partial: Array
+        self, words: Words, heads: Places, index: Array, in_section: Array
     ) -> tuple[Words, Places, Array, Array]:
         """Put the earlier parts of write sections in front of their last part's cells."""
         pieces: list[Words] = []
-        lengths: list[int] = []
         kept: list[int] = []
         parts: list[int] = []
         ends = [*heads[1:].tolist(), words.shape[1]]
         for at, (head, end) in enumerate(zip(heads.tolist(), ends, strict=True)):
-            body = words[:, head:end]
-            earlier: list[Words] = []
+            body, count = words[:, head:end], 1
             if in_section[at]:
-                key = (int(words[3, head]) & 0xFFFFFFFF, int(words[3, head]) >> 32)
-                if partial[at]:
-                    self._parts.setdefault(key, []).append(body[:, 1:].copy())
+                whole = self._add_part(body)
+                if whole is None:
                     continue
-                earlier = self._parts.pop(key, [])
-                if earlier:
-                    body = np.concatenate([body[:, :1], *earlier, body[:, 1:]], axis=1)
-            parts.append(1 + len(earlier))
+                body, count = whole
+            parts.append(count)
             pieces.append(body)
-            lengths.append(body.shape[1])
             kept.append(at)
         joined = np.concatenate(pieces, axis=1) if pieces else words[:, :0]
-        heads = np.cumsum([0, *lengths])[:-1].astype(np.int64)
+        heads = np.cumsum([0, *(piece.shape[1] for piece in pieces)])[:-1].astype(np.int64)
         return joined, heads, index[kept], np.array(parts, dtype=np.uint16)
 
-    def _sections(self, words: Array, heads: Array, index: Array) -> Columns:
+    def _add_part(self, body: Words) -> tuple[Words, int] | None:
+        """The whole section and the number of its parts, once ``body`` is the last and none is missing."""
+        word1, word3 = int(body[1, 0]), int(body[3, 0])
+        space, seq, number, more = word3 & 0xFFFFFFFF, word3 >> 32, word1 >> 48, bool(word1 >> 8 & 1)
+        earlier = self._parts.pop(space, None)
+        if earlier is not None and (earlier.seq != seq or len(earlier.bodies) != number):
+            self.dropped += len(earlier.bodies)
+            earlier = None
+        if number and earlier is None:  # an earlier one was lost
+            self.dropped += 1
+            return None
+        bodies = earlier.bodies if earlier else []
+        if more:
+            bodies.append(body.copy())
+            self._parts[space] = _Parts(seq, bodies)
+            return None
+        cells = [body[:, :1], *(part[:, 1:] for part in bodies), body[:, 1:]]
+        return np.concatenate(cells, axis=1), len(bodies) + 1
+
+    def _sections(self, words: Array, heads: Array, index: Array, *, files: Places) -> Columns:
         """The write sections, their rows, covers and evidence as nested lists."""
         many = len(heads)
         tag = words[0].astype(np.uint8)
         tag[heads] = 0
-        _blank_file_bodies(tag, words)
+        for place in files.tolist():  # text must not be taken for tags
+            tag[place : place + FILE_CELLS] = 0
         is_head = np.zeros(len(tag), dtype=np.int32)
         is_head[heads] = 1
         owner = np.cumsum(is_head) - 1
@@ -256,14 +287,6 @@ def _any_of(kind: Array, *names: str) -> Array:
     for name in names[1:]:
         chosen |= kind == KINDS[name]
     return chosen
-
-
-def _blank_file_bodies(tag: Array, words: Array) -> None:
-    """Text inside file records must not be taken for tags."""
-    heads = np.flatnonzero(tag & 1 == 0)
-    files = heads[_take(words, 1, heads).astype(np.uint8) == KINDS["FILE"]]
-    for place in files.tolist():
-        tag[place + 1 : place + FILE_CELLS] = 0
 
 
 def _common(words: Array, heads: Array, index: Array) -> Columns:

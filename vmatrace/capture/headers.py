@@ -85,6 +85,8 @@ _OFFSETS: Mapping[str, str] = {
     "task_mm": "task_struct.mm",
     "task_pid": "task_struct.pid",
     "task_tgid": "task_struct.tgid",
+    "task_signal": "task_struct.signal",
+    "signal_live": "signal_struct.live",
     "task_exit_code": "task_struct.exit_code",
     "mm_mm_mt": "mm_struct.mm_mt",
     "mm_mm_users": "mm_struct.mm_users",

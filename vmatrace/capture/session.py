@@ -274,7 +274,7 @@ class Session:
 
     def _watch(self) -> None:
         """Twice a second: losses, changed sysctls."""
-        lost = sum(self.layer.counts()["lost"])
+        lost = sum(self.layer.counts()["lost"]) + self.sink.decoder.dropped
         if lost > self._lost_seen:
             self._note_loss(lost - self._lost_seen)
             self._lost_seen = lost
@@ -325,7 +325,7 @@ class Session:
         self._flush()
         while self.layer.ring.fill():
             self._flush()
-        lost = sum(counts["lost"])
+        lost = sum(counts["lost"]) + self.sink.decoder.dropped
         if lost > self._lost_seen:
             self._note_loss(lost - self._lost_seen)
         self.outcome.alive = tuple(sorted(alive))
