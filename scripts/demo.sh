@@ -18,17 +18,31 @@ run() {
     "$@"
 }
 
+# The same, but at most so many lines of what it prints.
+run_some() { # lines, command...
+    local limit=$1 total
+    shift
+    printf '$ %s\n' "$*"
+    "$@" >"$folder/output"
+    total=$(wc -l <"$folder/output")
+    head -n "$limit" "$folder/output"
+    if [ "$total" -gt "$limit" ]; then
+        printf '... and %d lines more\n' "$((total - limit))"
+    fi
+}
+
 record_live() { # -> 0 and a fresh $trace, or a line that says why not
     local workload=$folder/demo
     if ! gcc -O1 -o "$workload" tests/workloads/demo.c 2>"$folder/errors"; then
-        printf 'no live trace: the workload does not compile: %s\n' "$(head -n 1 "$folder/errors")"
+        printf 'no live trace here: the workload does not compile: %s\n' "$(head -n 1 "$folder/errors")"
         return 1
     fi
     printf '$ %s record -o %s -- %s\n' "$vmatrace" "$trace" "$workload"
-    if "$vmatrace" record --force -o "$trace" -- "$workload" 2> >(tee "$folder/errors" >&2); then
+    if "$vmatrace" record --force -o "$trace" -- "$workload" 2>"$folder/errors"; then
+        cat "$folder/errors"
         return 0
     fi
-    printf 'no live trace: %s\n' "$(grep -m 1 '^error:' "$folder/errors" || echo 'see above')"
+    printf 'no live trace here: %s\n' "$(sed -n 's/^error: //p;T;q' "$folder/errors")"
     return 1
 }
 
@@ -36,14 +50,14 @@ mkdir -p "$folder"
 step "What the kernel does with a small program's memory, live"
 if ! record_live; then
     trace=$bundled
-    echo "going on with $bundled, recorded on a real kernel"
+    echo "the same from $bundled, recorded on a real kernel:"
 fi
 
 step "The events: where it merged, where it split"
-run "$vmatrace" show "$trace" --kind merge,split
+run_some 24 "$vmatrace" show "$trace" --kind merge,split
 
 step "The address space when the program ended"
-run "$vmatrace" timeline "$trace" --at end
+run_some 24 "$vmatrace" timeline "$trace" --at end
 
 step "Did the kernel keep to its rules?"
 status=0
