@@ -190,6 +190,7 @@ class _Judge:
         self.call = call
         self.result: Result | None = None
         self.saved: tuple[int | bool, ...] = ()
+        self.layouts: tuple[tuple[str, tuple[Vma, ...]], ...] = ()
         self.changed = False
         state = replayer.states.get(space)
         if state is None:
@@ -432,7 +433,7 @@ class _Judge:
         state = self.state
         limits = self._limits()
         saved = self.saved = state.mm.snapshot()
-        before = state.space.copy() if self.all.rules.unknown else None
+        serial = state.space.serial
         try:
             result = apply(state.space, asked, self.all.rules, state.mm, limits, self.all.without)
         except ImpossibleInput as error:
@@ -442,18 +443,22 @@ class _Judge:
             self._undecided(error.reason)
             return
         self.result = result
-        if result.features_asked and before is not None:
-            open_ids = self._features_that_matter(asked, before, saved, result, limits)
+        if result.features_asked:
+            open_ids = self._features_that_matter(asked, saved, serial, result, limits)
             if open_ids:
                 self._undecided("the kernel's features are not known: " + ", ".join(open_ids))
                 return
         self._compare(asked, result)
 
     def _features_that_matter(
-        self, asked: Operation, before: TracedSpace, saved: tuple[int | bool, ...], result: Result, limits: Limits
+        self, asked: Operation, saved: tuple[int | bool, ...], serial: int, result: Result, limits: Limits
     ) -> list[str]:
         """The unknown features whose values lead to different predictions."""
         found = []
+        before = self.state.space.copy()
+        before.journal = self.state.space.journal
+        before.take_back()
+        before.serial = serial
         mine = (result.errno, list(self.state.space), self.state.mm.snapshot())
         for feature in result.features_asked:
             space, mm = before.copy(), MmState()
@@ -612,13 +617,28 @@ class _Judge:
 
     def _failed(self, problem: str) -> None:
         rules = self.result.rules if self.result is not None else ()
-        self._take_back()
-        self._adopt_after()
-        self._take_counters()
+        lo, hi = self._span()
+        expected_layout = tuple(self.state.space.overlapping(lo, hi))
         expected = ""
         if self.result is not None:
             expected = self.result.errno or ", ".join(str(effect) for effect in self.result.effects)
+        self._take_back()
+        before = tuple(self.state.space.overlapping(lo, hi))
+        self._adopt_after()
+        self._take_counters()
+        seen = tuple(self.state.space.overlapping(lo, hi))
+        self.layouts = (("before", before), ("expected", expected_layout), ("observed", seen))
         self._finish(FAILED, problem, rules, expected, problem)
+
+    def _span(self) -> tuple[int, int]:
+        """What the operation touched by either account, and a page on each side."""
+        edges = [edge for old, new in self.state.space.journal for vma in (*old, *new) for edge in vma[:2]]
+        edges += [edge for event in self._events() for edge in event[2:] if edge]
+        if self.before or not edges:
+            edges += [edge for vma in self.before_rows[:8] for edge in vma[:2]]
+        if not edges:
+            return 0, 0
+        return max(min(edges) - self.all.page, 0), max(edges) + self.all.page
 
     def _undecided(self, reason: str) -> None:
         if self.before and reason != _LOST:
@@ -737,7 +757,8 @@ class _Judge:
         if result.child is None or result.child_mm is None:
             return None, f"a fork fails with {result.errno}", result.rules
         space = TracedSpace(result.child)
-        space.start_symbols_below(state.space.serial)
+        # The child's own symbols go on below those it inherited.
+        space.serial = min(space.serial, state.space.serial)
         child = SpaceState(space, result.child_mm, 0, self.all.shift)
         child.unknown = list(state.unknown)
         child.counters_known = state.counters_known
@@ -747,6 +768,17 @@ class _Judge:
         return child, "", result.rules
 
     # ---- verdicts ----
+
+    def _call_text(self) -> str:
+        """The call with its arguments and result, as strace would put it."""
+        call = self.call
+        if call is None:
+            return ""
+        entry = find_call(self.all.arch, call.abi, call.nr)
+        names = entry.arguments if entry is not None else ()
+        args = ", ".join(f"{name}={_argument(value)}" for name, value in zip(names, call.args, strict=False))
+        result = _errno_name(call.result) if -4096 < call.result < 0 else _argument(call.result)
+        return f"{call_name(self.all.arch, call.abi, call.nr)}({args}) = {result}"
 
     def _finish(
         self, verdict: str, reason: str, rules: tuple[str, ...] = (), expected: str = "", observed: str = ""
@@ -767,9 +799,15 @@ class _Judge:
         self.all.verdicts.append(
             Verdict(
                 self.space_id, pid, int(table.number[row]) if row >= 0 else -1, name, verdict, reason, rules, effects,
-                changed, expected, observed, "", tid, int(table.order[row]) if row >= 0 else 0,
+                changed, expected, observed, self._call_text() if verdict == FAILED else "", tid,
+                int(table.order[row]) if row >= 0 else 0, self.layouts,
             )
         )  # fmt: skip
+
+
+def _argument(value: int) -> str:
+    signed = value - (1 << 64) if value >> 63 else value
+    return str(signed) if -4096 < signed < 4096 else hex(value)
 
 
 _COUNTERS: Final = ("map_count", "total_vm", "data_vm", "stack_vm", "locked_vm")

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from vmatrace.errors import EXIT_BAD_TRACE, EXIT_FAILED, EXIT_OK
 from vmatrace.kernel import RuleSet
+from vmatrace.vma import Vma
 
 PASSED: Final = "passed"
 FAILED: Final = "failed"
@@ -41,6 +42,8 @@ class Verdict:
     call: str = ""
     tid: int = 0
     order: int = 0
+    #: FAILED: what was there before, what was expected and what was seen, each by its label.
+    layouts: tuple[tuple[str, tuple[Vma, ...]], ...] = ()
 
     @property
     def rule(self) -> str:
@@ -103,7 +106,7 @@ class ReplayResult:
         by_syscall: dict[str, Counter[str]] = {}
         for verdict in self.verdicts:
             by_syscall.setdefault(verdict.syscall, Counter())[verdict.verdict] += 1
-        commits = self._commits()
+        commits = self.commits()
         return {
             "schema": 1,
             "trace": self.trace,
@@ -135,7 +138,8 @@ class ReplayResult:
         """How often each reason stands behind a verdict, the most frequent first."""
         return dict(Counter(v.reason for v in self.verdicts if v.verdict == verdict).most_common())
 
-    def _commits(self) -> dict[str, str]:
+    def commits(self) -> dict[str, str]:
+        """The commit of each rule that has one, by its id."""
         from vmatrace.simulator import RULES
 
         return {id: str(rule.commit) for id, rule in RULES.items() if rule.commit is not None}

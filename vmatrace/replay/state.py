@@ -45,14 +45,14 @@ class TracedSpace(AddressSpace):
         for old, new in reversed(journal):
             self.substitute(new, old)
 
-    def start_symbols_below(self, serial: int) -> None:
-        """Make ``fresh`` go on below ``serial``, so that a fork child's symbols differ from those it inherited."""
-        self._serial = min(self._serial, serial)
-
     @property
     def serial(self) -> int:
         """The last symbol given out."""
         return self._serial
+
+    @serial.setter
+    def serial(self, value: int) -> None:
+        self._serial = value
 
     def copy(self) -> TracedSpace:
         """An independent space with the same VMAs."""

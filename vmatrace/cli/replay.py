@@ -1,0 +1,68 @@
+"""``vmatrace replay``: did the kernel keep to its rules? A verdict for each operation of a trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vmatrace.cli import common
+from vmatrace.cli.common import Format, FormatOption
+from vmatrace.errors import EXIT_BAD_TRACE, EXIT_FAILED, EXIT_OK
+from vmatrace.ingest import Trace
+from vmatrace.replay import ReplayResult, run
+from vmatrace.report.verdicts import VERDICT_COLUMNS, divergence_lines, summary_lines, verdict_row
+
+RulesOption = Annotated[
+    str, typer.Option("--rules", help="Rule set: auto (the features in the trace) or a release, +feature, -feature.")
+]
+WithoutOption = Annotated[
+    list[str] | None, typer.Option("--without", help="Switch a rule off (may be repeated).")
+]
+
+
+def command(
+    traces: Annotated[list[Path], typer.Argument(help="Files that `vmatrace record` wrote.", metavar="TRACE...")],
+    rules: RulesOption = "auto",
+    without: WithoutOption = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 for UNDECIDED operations too.")] = False,
+    format: FormatOption = Format.table,
+) -> int:
+    """Predict each operation by the rules, compare it with what the kernel did, and say where they differ."""
+    results = []
+    for path in traces:
+        opened = Trace(path)
+        if opened.warning:
+            common.print_warning(f"{path}: {opened.warning}")
+        results.append(run(opened, rules, tuple(without or ())))
+    _print(results, format)
+    for result in results:
+        if result.lost_records:
+            common.print_warning(f"{result.trace['path']}: {result.lost_records} records were lost")
+        if not result.count("passed") and not result.failed:
+            common.print_warning(f"{result.trace['path']}: nothing decided")
+    return worst([result.status(strict) for result in results])
+
+
+def worst(statuses: list[int]) -> int:
+    """The exit status of several traces: a FAILED one counts most, then one in which nothing was decided."""
+    for status in (EXIT_FAILED, EXIT_BAD_TRACE):
+        if status in statuses:
+            return status
+    return EXIT_OK
+
+
+def _print(results: list[ReplayResult], format: Format) -> None:
+    if format is Format.json:
+        objects = [result.to_json() for result in results]
+        common.print_json(objects[0] if len(objects) == 1 else {"schema": 1, "traces": objects})
+    elif format is Format.csv:
+        rows = ({"trace": r.trace["path"], **verdict_row(v)} for r in results for v in r)
+        common.print_csv(("trace", *VERDICT_COLUMNS), rows)
+    else:
+        for number, result in enumerate(results):
+            if number:
+                print()
+            for line in (*summary_lines(result), *divergence_lines(result)):
+                print(line)

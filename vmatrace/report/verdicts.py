@@ -1,0 +1,91 @@
+"""Verdicts of a replay as lines of text: the sums, what was left undecided and why, and each divergence drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vmatrace.errors import escape
+from vmatrace.replay import FAILED, SKIPPED, UNDECIDED, ReplayResult, Verdict
+from vmatrace.rules.drawing import draw
+
+_MOST_DIVERGENCES = 20
+
+
+def summary_lines(result: ReplayResult) -> Iterator[str]:
+    """The sums of one trace."""
+    found = result.to_json()
+    rules = result.rules
+    fitted = f", fitted: {' '.join(sorted(rules.fitted))}" if rules.fitted else ""
+    without = f", without {' '.join(result.without)}" if result.without else ""
+    yield f"{escape(str(result.trace['path']))}: kernel {escape(str(result.trace['kernel']))}"
+    yield f"rules {rules.name} ({rules.label}{fitted}{without})"
+    yield (
+        f"{found['operations']} operations: {found['passed']} passed, {found['failed']} FAILED, "
+        f"{found['undecided']} undecided, {found['skipped']} skipped, {found['inputs']} inputs (exec, exit)"
+    )
+    yield (
+        f"{found['changing']} of them changed a VMA: {found['changing_passed']} passed, "
+        f"{found['changing_open']} undecided or skipped; {found['merges_refused']} merges refused"
+    )
+    yield "effects: " + ", ".join(f"{count} {name}" for name, count in result.effects.items() if count)
+    if result.lost_records:
+        yield f"{result.lost_records} records were lost"
+    yield from _reasons("undecided", result.reasons(UNDECIDED))
+    yield from _reasons("skipped", result.reasons(SKIPPED))
+
+
+def _reasons(label: str, reasons: Mapping[str, int]) -> Iterator[str]:
+    if reasons:
+        yield f"{label}:"
+    for reason, count in reasons.items():
+        yield f"  {count:>7}  {escape(reason)}"
+
+
+def divergence_lines(result: ReplayResult) -> Iterator[str]:
+    """Each FAILED operation: what was called, what should have happened and what did, drawn to scale."""
+    failed = result.failed
+    commits = result.commits()
+    for verdict in failed[:_MOST_DIVERGENCES]:
+        yield ""
+        yield from _one(verdict, commits, int(result.trace["page_size"]))
+    if len(failed) > _MOST_DIVERGENCES:
+        yield f"... and {len(failed) - _MOST_DIVERGENCES} more; --format json lists all"
+
+
+def _one(verdict: Verdict, commits: Mapping[str, str], page_size: int) -> Iterator[str]:
+    yield f"FAILED {where(verdict)}: {escape(verdict.call or verdict.syscall)}"
+    yield f"  {escape(verdict.reason)}"
+    if verdict.rule:
+        commit = commits.get(verdict.rule)
+        yield f"  rule {verdict.rule}" + (f", {commit}" if commit else "")
+    if verdict.layouts:
+        for line in draw(verdict.layouts, page_size.bit_length() - 1):
+            yield f"    {line}"
+
+
+def where(verdict: Verdict) -> str:
+    """Which operation of which process."""
+    number = f"operation {verdict.op}" if verdict.op >= 0 else "between operations"
+    return f"{number} of process {verdict.pid} (address space {verdict.space})"
+
+
+def verdict_row(verdict: Verdict) -> dict[str, Any]:
+    """One line of the CSV form."""
+    return {
+        "space": verdict.space,
+        "pid": verdict.pid,
+        "tid": verdict.tid,
+        "op": verdict.op,
+        "syscall": verdict.syscall,
+        "verdict": verdict.verdict,
+        "changed": int(verdict.changed),
+        "reason": verdict.reason,
+        "rules": list(verdict.rules),
+        "effects": [f"{name}={count}" for name, count in verdict.effects.items()],
+    }
+
+
+VERDICT_COLUMNS = ("space", "pid", "tid", "op", "syscall", "verdict", "changed", "reason", "rules", "effects")
+
+__all__ = ["FAILED", "VERDICT_COLUMNS", "divergence_lines", "summary_lines", "verdict_row", "where"]
