@@ -38,62 +38,31 @@ from vmatrace.vma import AddressSpace, Vma, flag_names, parse_flags
 
 _ADDRESS_END: Final = 1 << 64
 _VMA_KEYS: Final = frozenset(
-    [
-        "start",
-        "end",
-        "pgoff",
-        "flags",
-        "file",
-        "close",
-        "anon_vma",
-        "forked",
-        "uffd",
-        "policy",
-        "name",
-        "anonymous",
-        "kind",
-        "anon_pgoff",
-        "huge_size",
-    ]
-)
+    (
+        "start", "end", "pgoff", "flags", "file", "close", "anon_vma", "forked", "uffd", "policy", "name",
+        "anonymous", "kind", "anon_pgoff", "huge_size",
+    )
+)  # fmt: skip
 _SCENARIO_KEYS: Final = frozenset(
-    [
-        "name",
-        "page_size",
-        "vmas",
-        "operation",
-        "expect",
-        "steps",
-        "config",
-        "limits",
-        "source",
-        "kernel",
-        "mm",
-        "rules",
-        "comment",
-    ]
-)
+    (
+        "name", "page_size", "vmas", "operation", "expect", "steps", "config", "limits", "source", "kernel",
+        "mm", "rules", "comment",
+    )
+)  # fmt: skip
 _EXPECT_KEYS: Final = frozenset(
-    ["outcome", "errno", "vmas", "ret", "map_count", "locked_vm", "total_vm", "data_vm", "stack_vm"]
-)
+    (
+        "outcome", "errno", "vmas", "ret", "map_count", "locked_vm", "total_vm", "data_vm", "stack_vm",
+    )
+)  # fmt: skip
 # Operation fields that are no arguments of the call.
 _INPUT_KEYS: Final = frozenset(
-    [
-        "file",
-        "anon_vma",
-        "policy",
-        "uffd",
-        "name",
-        "picked",
-        "event_remap",
-        "event_fork",
-        "overcommit_ok",
-        "av",
-        "pkey",
-        "rights",
-    ]
-)
-#: Arguments whose value is a text or a list of names of constants.
+    (
+        "file", "anon_vma", "policy", "uffd", "name", "picked", "event_remap", "event_fork",
+        "overcommit_ok", "av", "rights", "execute_pkey", "node_online", "wp_async",
+    )
+)  # fmt: skip
+# Calls whose mapping has a size that is no argument of theirs.
+_SIZE_IS_INPUT: Final = ("shmat", "shmdt", "io_setup", "io_destroy")
 _SOURCES: Final = ("kernel", "kernel-test", "derived")
 
 
@@ -349,7 +318,7 @@ def _parse_operation(data: Mapping[str, Any], count: int, page_size: int) -> Ope
     for key, value in data.items():
         if key == "op":
             continue
-        if key in _INPUT_KEYS:
+        if key in _INPUT_KEYS or (key == "size" and name in _SIZE_IS_INPUT):
             inputs[key] = _parse_input(key, value)
         elif name in STEPS and key == "flags":
             args[key] = parse_flags(_list(value, "flags"))

@@ -86,15 +86,15 @@ def fork(kernel: Kernel, operation: Operation) -> int:
         kernel.effects.append(Copy(copy.obj, vma.obj, copy.start, copy.end))
     child_mm.map_count = len(copies)
     child_mm.locked_vm = 0
-    child_mm.def_flags = inherited_default_flags(kernel, parent) or 0
+    child_mm.def_flags &= ~(default_flags_are_lost(kernel, parent) or 0)
     kernel.child, kernel.child_mm = AddressSpace(copies), child_mm
     return 0
 
 
 @rule("fork_default_flags", "mm_init (VM_INIT_DEF_MASK)")
-def inherited_default_flags(kernel: Kernel, parent: MmState) -> int:
+def default_flags_are_lost(kernel: Kernel, parent: MmState) -> int:
     """Of the mm's default flags only NOHUGEPAGE is inherited: mlockall(MCL_FUTURE) is not."""
-    return parent.def_flags & NOHUGEPAGE
+    return parent.def_flags & ~NOHUGEPAGE
 
 
 def exit_mmap(kernel: Kernel, operation: Operation) -> int:

@@ -255,7 +255,7 @@ def _populate(kernel: Kernel, start: int, end: int) -> None:
         if cannot_be_written(kernel, vma):
             kernel.fail("EINVAL")
         if vma.flags & (MAYBE_GUARD | UFFD_FLAGS) or vma.file is not None:
-            kernel.maybe_errnos.add("EFAULT")
+            kernel.maybe_errnos.update(("EFAULT", "EINVAL"))
         if populate_writes(kernel, vma):
             prepare_anon_vma(kernel, vma)
         start = vma.end

@@ -155,7 +155,7 @@ def merge_existing_range(kernel: Kernel, proposal: Proposal) -> Vma | None:
     return _take_right(kernel, proposal, middle, whole, next)
 
 
-@rule("interior_never_merges", "vma_merge_existing_range")
+@rule("interior_never_merges", "vma_merge_existing_range", unobservable=True)
 def range_is_inside(kernel: Kernel, at_start: bool, at_end: bool) -> bool:
     """A changed range that touches neither end of its VMA has nobody to merge with."""
     return not at_start and not at_end

@@ -53,10 +53,11 @@ def too_much_is_locked(kernel: Kernel, start: int, length: int) -> bool:
 
 @rule("mlock_not_accessible", "__mm_populate, __mlock_posix_error_return")
 def pages_cannot_be_touched(kernel: Kernel, start: int, end: int) -> bool:
-    """mlock of memory without access rights locks the VMA, then fails with ENOMEM as it cannot be
-    populated."""
+    """mlock of memory that cannot be populated (no access rights, secret) does its work, then fails
+    with ENOMEM."""
     for vma in kernel.space.overlapping(start, end):
-        if not vma.flags & (ACCESS | IO | PFNMAP | LOCKONFAULT):
+        secret = vma.kind == "secretmem"
+        if (secret or not vma.flags & ACCESS) and not vma.flags & (IO | PFNMAP | LOCKONFAULT):
             return True
     return False
 
@@ -108,10 +109,9 @@ def _lock(kernel: Kernel, start: int, length: int, bits: int) -> int:
     if too_much_is_locked(kernel, start, length):
         kernel.fail("ENOMEM")
     _apply(kernel, start, length, bits)
-    if not bits & LOCKONFAULT:
-        if pages_cannot_be_touched(kernel, start, start + length):
-            kernel.fail("ENOMEM")
-        _note_unsure_populate(kernel, start, start + length)
+    if pages_cannot_be_touched(kernel, start, start + length):
+        kernel.fail("ENOMEM")
+    _note_unsure_populate(kernel, start, start + length)
     return 0
 
 
@@ -150,7 +150,7 @@ def whole_mm_is_too_much(kernel: Kernel, flags: int) -> bool:
     return bool(flags & MCL_CURRENT) and not kernel.limits.can_lock and kernel.mm.total_vm > limit
 
 
-@rule("mlockall_ignores_errors", "apply_mlockall_flags")
+@rule("mlockall_ignores_errors", "apply_mlockall_flags", unobservable=True)
 def failures_are_ignored(kernel: Kernel) -> bool:
     """mlockall goes on when one VMA cannot be changed."""
     return True

@@ -79,7 +79,7 @@ def noreserve_is_honoured(kernel: Kernel, flags: int, hugetlb: bool) -> int:
 @rule("execute_only_pkey", "execute_only_pkey")
 def execute_only_takes_a_key(kernel: Kernel, prot: int) -> int:
     """PROT_EXEC alone takes the execute-only protection key where the CPU has keys."""
-    return kernel.inputs.get("pkey") or 0 if kernel.limits.config.pkeys and prot == PROT_EXEC else 0
+    return kernel.inputs.get("execute_pkey") or 0 if kernel.limits.config.pkeys and prot == PROT_EXEC else 0
 
 
 @rule("future_lock", "do_mmap (mm->def_flags)")

@@ -22,6 +22,7 @@ from vmatrace.rules.registry import rule
 from vmatrace.vma import (
     ACCOUNT,
     DONTDUMP,
+    DONTEXPAND,
     DROPPABLE,
     HUGETLB,
     LOCKED,
@@ -179,6 +180,12 @@ def secret_memory_is_locked(kernel: Kernel) -> int:
     return LOCKED
 
 
+@rule("hugetlb_flags", "hugetlbfs_file_mmap, hugetlbfs_file_mmap_prepare")
+def hugetlb_marks_itself(kernel: Kernel) -> int:
+    """The hook of hugetlbfs sets HUGETLB and DONTEXPAND, so its mappings never merge nor grow."""
+    return HUGETLB | DONTEXPAND
+
+
 def run_hook(kernel: Kernel, mapping: Mapping, given: FileGiven) -> None:
     """The driver's ->mmap or mmap_prepare, as the inputs say: it may fail, replace the file and change
     flags."""
@@ -191,6 +198,8 @@ def run_hook(kernel: Kernel, mapping: Mapping, given: FileGiven) -> None:
             kernel.fail("EAGAIN")
         mapping.flags |= (secret_memory_is_not_dumped(kernel) or 0) | (secret_memory_is_locked(kernel) or 0)
     mapping.flags = (mapping.flags | given.set_flags) & ~given.clear_flags
+    if given.huge_size:
+        mapping.flags |= hugetlb_marks_itself(kernel) or 0
     mapping.file = given.identity if given.kept is None else given.kept
 
 

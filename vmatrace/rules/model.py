@@ -64,7 +64,7 @@ class Operation:
     ``name``     new anonymous name (prctl; None to clear)
     ``uffd``     identity of the userfaultfd context (register); ``event_remap``/``event_fork``: it wants
     the event
-    ``pkey``     execute-only key of the mm, where the CPU has keys
+    ``execute_pkey`` execute-only key of the mm, where the CPU has keys
     ``av``       identity of the anon_vma that a step creates
     ``rights``   False where the caller lacks CAP_IPC_LOCK; ``overcommit_ok`` False where the charge was
     refused

@@ -1,0 +1,163 @@
+"""The committed scenarios agree under every rule set that they name, and catch each rule switched off."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from vmatrace.errors import UsageError
+from vmatrace.kernel import rule_set
+from vmatrace.scenario import Scenario, parse_scenario, read_scenarios, run_scenario
+from vmatrace.simulator import RULES
+
+FOLDER = Path(__file__).parents[1] / "scenarios"
+FILES = sorted(path.name for path in FOLDER.glob("*.jsonl"))
+
+
+@cache
+def load(name: str) -> tuple[Scenario, ...]:
+    found = []
+    for item in read_scenarios(FOLDER / name):
+        assert isinstance(item, Scenario), item
+        found.append(item)
+    return tuple(found)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_scenario_agrees(name: str) -> None:
+    for scenario in load(name):
+        assert scenario.rules, scenario.name
+        for rules in scenario.rules:
+            for outcome in run_scenario(scenario, rule_set(rules)):
+                assert outcome.agrees is not False, (rules, outcome.name, outcome.differences)
+
+
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate_userland", FOLDER / "generate_userland.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["userland.jsonl", "userland-sticky.jsonl"])
+def test_userland_files_are_what_the_table_says(name: str) -> None:
+    assert generator().text(name) == (FOLDER / name).read_text(encoding="utf-8")
+
+
+def test_files_stay_small() -> None:
+    assert all((FOLDER / name).stat().st_size < 200_000 for name in FILES)
+
+
+# Rules that no committed scenario with an outcome from a kernel catches, and why; each has a unit test.
+_OLDER = "a rule of kernels before v6.12"
+_NEWER = "a rule of kernels after v6.18 outside mm/vma.c"
+_CONFIG = "CONFIG_ANON_VMA_NAME is off in the kernel that gave the outcomes"
+CAUGHT_ELSEWHERE = {
+    "munmap_new_outside": "changes which object is new, which no layout shows",
+    "close_refuses": _OLDER,
+    "close_next_refuses": _OLDER,
+    "old_mmap_next_first": _OLDER,
+    "old_case7_close": _OLDER,
+    "old_extend_with_close": _OLDER,
+    "overlay_unmapped_first": _OLDER,
+    "seal_checked_first": "a rule of v6.10 and v6.11",
+    "merge_retried": "a rule of kernels before v6.16",
+    "dontunmap_drops_account": "a rule of v6.15 to v6.17",
+    "mremap_count_entry_7_1": _NEWER,
+    "mremap_count_move_7_1": _NEWER,
+    "anon_offset_linear": _NEWER,
+    "copy_unfaulted_anon_pgoff": _NEWER,
+    "dontunmap_no_self_merge": _NEWER,
+    "anon_name_equal": _CONFIG,
+    "name_anonymous_only": _CONFIG,
+    "name_writes_old_flags": _CONFIG,
+    "execute_only_pkey": "the CPU that gave the outcomes has no protection keys",
+    "pkey_kept": "the CPU that gave the outcomes has no protection keys",
+    "overcommit": "whether a charge is refused is an input",
+    "uffd_release_quiet": "needs an allocation to fail inside the kernel",
+    "exec_stack_setup": "exec builds the stack before anything can watch it",
+    "exec_stack_moves": "exec builds the stack before anything can watch it",
+}
+
+
+def caught_rules() -> set[str]:
+    caught: set[str] = set()
+    for name in FILES:
+        for scenario in load(name):
+            if scenario.source == "derived":
+                continue
+            for rules in scenario.rules:
+                chosen = rule_set(rules)
+                decided = {rule for outcome in run_scenario(scenario, chosen) for rule in outcome.rules}
+                for rule in decided - caught:
+                    try:
+                        outcomes = run_scenario(scenario, chosen, {rule})
+                    except UsageError:
+                        caught.add(rule)
+                        continue
+                    if any(outcome.agrees is False for outcome in outcomes):
+                        caught.add(rule)
+    return caught
+
+
+def test_power_each_observable_rule_is_caught() -> None:
+    missed = defaultdict(list)
+    caught = caught_rules() | set(CAUGHT_ELSEWHERE)
+    for rule in RULES.values():
+        if not rule.unobservable and rule.id not in caught:
+            missed[rule.module].append(rule.id)
+    assert not missed, json.dumps(missed, indent=1)
+
+
+BASE = {"name": "x", "vmas": [], "operation": {"op": "munmap", "addr": 4096, "len": 4096}}
+VMA = {"start": 4096, "end": 8192, "pgoff": 1, "flags": ["READ"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"vmas": [{**VMA, "end": 4096}]}, "empty range"),
+        ({"vmas": [{**VMA, "start": 4097}]}, "page boundary"),
+        ({"vmas": [VMA, VMA]}, "overlaps"),
+        ({"vmas": [{**VMA, "flags": ["REED"]}]}, "unknown flag"),
+        ({"vmas": [{**VMA, "end": 1 << 65}]}, "past the end"),
+        ({"vmas": [{**VMA, "forked": True}]}, "forked"),
+        ({"vmas": [{"end": 4096}]}, "start is missing"),
+        ({"operation": {"op": "munmapp"}}, "unknown operation"),
+        ({"operation": {"op": "copy_vma", "vma": 3, "to": 0, "length": 4096}}, "no VMA number 3"),
+        ({"operation": {"op": "merge_new", "start": 0, "end": 4096}}, "needs flags"),
+        ({"operation": {"op": "mmap", "addr": 0, "len": 1, "prot": "PROT_REED"}}, "unknown constant"),
+        ({"operations": []}, "unknown field"),
+        ({"steps": []}, "either an operation or steps"),
+        ({"source": "hearsay"}, "source"),
+        ({"page_size": 4097}, "power of two"),
+        ({"limits": {"max_maps": 1}}, "unknown limit"),
+        ({"config": {"softdirty": 1}}, "unknown config"),
+    ],
+)
+def test_bad_input_says_what_is_wrong(change: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        parse_scenario(json.dumps({**BASE, **change}))
+
+
+@pytest.mark.parametrize("line", ["[]", "{", "3"])
+def test_a_line_that_is_no_object_is_refused(line: str) -> None:
+    with pytest.raises(UsageError):
+        parse_scenario(line)
+
+
+def test_errors_name_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    path.write_text(json.dumps(BASE) + "\n\n{\n", encoding="utf-8")
+    items = list(read_scenarios(path))
+    assert isinstance(items[0], Scenario)
+    assert isinstance(items[1], UsageError)
+    assert items[1].message.startswith(f"{path}:3: ")
