@@ -34,6 +34,9 @@ LOST: Final = 1
 MISCOUNTED: Final = 2
 """Flag: map_count did not change as the effects say."""
 
+_CHUNK: Final = 1 << 17
+_INDEX_MASK: Final = np.uint64((1 << 40) - 1)
+
 _FORK_CLASS: Final = OP_CLASSES["OP_FORK"]
 _EXEC_CLASS: Final = OP_CLASSES["OP_EXEC"]
 _FAULT_CLASS: Final = OP_CLASSES["OP_FAULT"]
@@ -120,30 +123,33 @@ def _child_returns(records: Records) -> Array:
 def _calls_of_sections(records: Records) -> Array:
     """The call that each section belongs to (its task's next one, with the same number), or -1."""
     sections, calls = records.sections, records.calls
-    n = len(sections["index"])
-    merged = np.argsort(np.concatenate([sections["index"], calls["index"]]), kind="stable")
-    tid = np.concatenate([sections["tid"], calls["tid"]])[merged]
-    if len(tid) and (tid != tid[0]).any():
-        merged = merged[np.argsort(tid, kind="stable")]
-        tid = np.concatenate([sections["tid"], calls["tid"]])[merged]
-    total = len(merged)
-    following = np.where(merged >= n, np.arange(total), total)
-    following = np.minimum.accumulate(following[::-1])[::-1]
-    at = np.flatnonzero(merged < n)
-    place = following[at]
-    place[place < total] = np.where(
-        tid[place[place < total]] == tid[at[place < total]], place[place < total], total
-    )
-    has = place < total
-    section, call = merged[at[has]], merged[place[has]] - n
-    same = (sections["nr"][section] == calls["nr"][call]) & (sections["abi"][section] == calls["abi"][call])
-    plain = (sections["kind"][section] == KINDS["SECTION"]) & (sections["op_class"][section] != _FAULT_CLASS)
-    fits = plain & same & (sections["grew"][section] == 0)
-    fits |= (sections["kind"][section] == KINDS["EXEC"]) & (calls["op_class"][call] == _EXEC_CLASS)
-    fits &= ~_child_returns(records)[call]
-    call_of = np.full(n, -1, np.int64)
-    call_of[section[fits]] = call[fits]
+    call_of = np.full(len(sections["index"]), -1, np.int32)
+    if not len(calls["index"]):
+        return call_of
+    key = _task_order(calls, slice(None))
+    sort = None if bool((key[1:] >= key[:-1]).all()) else np.argsort(key, kind="stable").astype(np.int32)
+    if sort is not None:
+        key = key[sort]
+    returns = _child_returns(records)
+    for first in range(0, len(call_of), _CHUNK):
+        part = slice(first, first + _CHUNK)
+        call = np.minimum(np.searchsorted(key, _task_order(sections, part)), len(key) - 1)
+        if sort is not None:
+            call = sort[call]
+        own = {
+            name: sections[name][part] for name in ("tid", "index", "nr", "abi", "kind", "op_class", "grew")
+        }
+        fits = (own["kind"] == KINDS["SECTION"]) & (own["op_class"] != _FAULT_CLASS) & (own["grew"] == 0)
+        fits &= (own["nr"] == calls["nr"][call]) & (own["abi"] == calls["abi"][call])
+        fits |= (own["kind"] == KINDS["EXEC"]) & (calls["op_class"][call] == _EXEC_CLASS)
+        fits &= (own["tid"] == calls["tid"][call]) & (own["index"] < calls["index"][call]) & ~returns[call]
+        call_of[part] = np.where(fits, call, -1)
     return call_of
+
+
+def _task_order(table: dict[str, Array], part: slice) -> Array:
+    """A number that sorts records by task, then in the order in which they were made."""
+    return table["tid"][part].astype(np.uint64) << np.uint64(40) | table["index"][part] & _INDEX_MASK
 
 
 class _Draft:
@@ -153,7 +159,7 @@ class _Draft:
         self.records = records
         self.parts: dict[str, list[Array]] = {name: [] for name in ("space", "kind", "call", "task", "order")}
         self.count = 0
-        self.of_section = np.full(len(call_of), -1, np.int64)
+        self.of_section = np.full(len(call_of), -1, np.int32)
         self._add_calls(call_of)
         self._add_lonely_sections(np.flatnonzero(call_of < 0))
         self._add_forks()
@@ -171,21 +177,23 @@ class _Draft:
 
     def _add_calls(self, call_of: Array) -> None:
         sections, calls = self.records.sections, self.records.calls
-        own = np.flatnonzero(call_of >= 0)
-        key = call_of[own].astype(np.uint64) << np.uint64(32) | sections["space"][own]
-        keys, first, inverse = np.unique(key, return_index=True, return_inverse=True)
-        self.of_section[own] = inverse
-        kind = np.full(len(keys), CALL, np.uint8)
-        kind[inverse[sections["kind"][own] == KINDS["EXEC"]]] = EXEC
-        nothing = np.full(len(keys), -1, np.int64)
-        call = (keys >> np.uint64(32)).astype(np.int64)
-        space = (keys & np.uint64(0xFFFFFFFF)).astype(np.uint32)
-        self._add(space, kind, call, nothing, sections["index"][own[first]])
+        own = np.flatnonzero(call_of >= 0).astype(np.int32)
+        if not bool((np.diff(call_of[own]) > 0).all()):
+            own = own[np.lexsort((sections["space"][own], call_of[own]))]
+        call, space = call_of[own], sections["space"][own]
+        fresh = np.ones(len(own), bool)
+        fresh[1:] = (call[1:] != call[:-1]) | (space[1:] != space[:-1])
+        self.of_section[own] = np.cumsum(fresh, dtype=np.int32) - 1
+        kind = np.full(int(fresh.sum()), CALL, np.uint8)
+        kind[self.of_section[own[sections["kind"][own] == KINDS["EXEC"]]]] = EXEC
+        call, space = call[fresh], space[fresh]
+        nothing = np.full(len(call), -1, np.int32)
+        self._add(space, kind, call, nothing, sections["index"][own[fresh]])
         idle = np.ones(len(calls["index"]), bool)
         idle[call] = False
         idle &= ~_child_returns(self.records)
-        rest = np.flatnonzero(idle)
-        nothing = np.full(len(rest), -1, np.int64)
+        rest = np.flatnonzero(idle).astype(np.int32)
+        nothing = np.full(len(rest), -1, np.int32)
         self._add(
             calls["space"][rest], np.full(len(rest), CALL, np.uint8), rest, nothing, calls["index"][rest]
         )
@@ -201,7 +209,7 @@ class _Draft:
         self.dropped = int((~keep).sum())
         lonely, kind = lonely[keep], kind[keep]
         self.of_section[lonely] = self.count + np.arange(len(lonely))
-        nothing = np.full(len(lonely), -1, np.int64)
+        nothing = np.full(len(lonely), -1, np.int32)
         self._add(sections["space"][lonely], kind, nothing, nothing, sections["index"][lonely])
 
     def _add_forks(self) -> None:
@@ -210,31 +218,32 @@ class _Draft:
             for row, task in enumerate(self.records.tasks)
             if task["kind"] == KINDS["FORK"] and task["parent_space"] not in (0, task["space"])
         ]
-        number = np.array([row for row, _ in rows], np.int64)
+        number = np.array([row for row, _ in rows], np.int32)
         space = np.array([task["space"] for _, task in rows], np.uint32)
         order = np.array([task["index"] for _, task in rows], np.uint64)
-        self._add(space, np.full(len(rows), FORK, np.uint8), np.full(len(rows), -1, np.int64), number, order)
+        self._add(space, np.full(len(rows), FORK, np.uint8), np.full(len(rows), -1, np.int32), number, order)
 
     def finish(self) -> Operations:
-        columns = {name: np.concatenate(parts) for name, parts in self.parts.items()}
-        sort = np.lexsort((columns["order"], columns["space"]))
-        columns = {name: values[sort] for name, values in columns.items()}
-        place = np.empty(self.count, np.int64)
-        place[sort] = np.arange(self.count)
+        space, order = np.concatenate(self.parts.pop("space")), np.concatenate(self.parts.pop("order"))
+        sort = np.lexsort((order, space)).astype(np.int32)
+        place = np.empty(self.count, np.int32)
+        place[sort] = np.arange(self.count, dtype=np.int32)
+        space, order = space[sort], order[sort]
+        columns = {name: np.concatenate(self.parts.pop(name))[sort] for name in ("kind", "call", "task")}
         has = self.of_section >= 0
-        of_section = np.where(has, place[self.of_section], -1).astype(np.int32)
-        listed = np.flatnonzero(has)
-        listed = listed[np.argsort(of_section[listed], kind="stable")]
-        first = np.zeros(self.count + 1, np.int64)
+        of_section = np.where(has, place[self.of_section], np.int32(-1))
+        listed = np.flatnonzero(has).astype(np.uint32)
+        if not bool((np.diff(of_section[listed]) >= 0).all()):
+            listed = listed[np.argsort(of_section[listed], kind="stable")]
+        first = np.zeros(self.count + 1, np.uint32)
         np.cumsum(np.bincount(of_section[listed], minlength=self.count), out=first[1:])
-        space = columns["space"]
-        starts = np.r_[0, np.flatnonzero(space[1:] != space[:-1]) + 1].astype(np.int64) if self.count else []
-        number = np.arange(self.count) - np.repeat(starts, np.diff(np.r_[starts, self.count]))
+        starts = np.flatnonzero(np.r_[True, space[1:] != space[:-1]][: self.count]).astype(np.uint32)
+        number = np.arange(self.count, dtype=np.uint32)
+        number -= np.repeat(starts, np.diff(np.r_[starts, self.count]))
         return Operations(
-            space, number.astype(np.uint32), columns["kind"].astype(np.uint8),
-            columns["call"].astype(np.int32), columns["task"].astype(np.int32), columns["order"],
-            np.zeros(self.count, np.uint8), np.zeros(self.count, np.uint8), first, listed.astype(np.uint32),
-            {}, self.dropped, of_section,
+            space, number, columns["kind"].astype(np.uint8), columns["call"].astype(np.int32),
+            columns["task"].astype(np.int32), order, np.zeros(self.count, np.uint8),
+            np.zeros(self.count, np.uint8), first, listed, {}, self.dropped, of_section,
         )  # fmt: skip
 
 
@@ -244,15 +253,18 @@ def _sum_effects(records: Records, operations: Operations) -> None:
     owner = operations.of_section[listed]
     for name in EFFECTS:
         weights = sections[name][listed]
-        operations.effects[name] = np.bincount(owner, weights=weights, minlength=total).astype(np.uint32)
+        sums = np.bincount(owner, weights=weights, minlength=total)
+        operations.effects[name] = sums.astype(np.min_scalar_type(int(sums.max(initial=0))))
     operations.changed[owner[sections["changed"][listed] == CHANGED]] = 1
     operations.changed[np.isin(operations.kind, (FORK, EXEC, EXIT))] = 1
     calls = operations.call >= 0
     in_place = np.zeros(total, bool)
     in_place[calls] = records.calls["in_place"][operations.call[calls]] != 0
-    operations.effects["grow"][in_place] = np.minimum(operations.effects["merge"][in_place], 1)
+    operations.effects["grow"][in_place] = operations.effects["merge"][in_place] > 0
+    copies = operations.effects["copy"].astype(np.uint32)
     for at in np.flatnonzero(operations.kind == FORK).tolist():
-        operations.effects["copy"][at] = records.tasks[operations.task[at]]["map_count"]
+        copies[at] = records.tasks[operations.task[at]]["map_count"]
+    operations.effects["copy"] = copies.astype(np.min_scalar_type(int(copies.max(initial=0))))
 
 
 def _flag(records: Records, operations: Operations, groups: Groups) -> None:
@@ -276,25 +288,44 @@ def is_snapshot(sections: dict[str, Array], part: Any) -> Array:
 
 def section_faults(records: Records, by_space: Array) -> tuple[Array, Array]:
     """Sections before which others of their space are missing, and those whose map_count does not add up."""
-    sections = records.sections
-    space, seq = sections["space"][by_space], sections["seq"][by_space].astype(np.int64)
-    count = sections["map_count"][by_space].astype(np.int64)
-    same = np.zeros(len(by_space), bool)
-    same[1:] = space[1:] == space[:-1]
-    previous_seq, previous = np.r_[0, seq[:-1]], np.r_[0, count[:-1]]
-    previous_seq[~same] = seq[~same] - 1
-    forks = {task["space"]: task for task in records.tasks if task["kind"] == KINDS["FORK"]}
+    forks = {
+        task["space"]: (task["seq"], task["map_count"])
+        for task in records.tasks
+        if task["kind"] == KINDS["FORK"] and task["parent_space"] not in (0, task["space"])
+    }
+    lost, wrong = [], []
+    for first in range(0, len(by_space), _CHUNK):
+        part = by_space[first : first + _CHUNK]
+        ahead = by_space[first - 1 : first]
+        gap, off = _chunk_faults(records.sections, part, ahead, forks)
+        lost.append(part[gap])
+        wrong.append(part[off])
+    nothing = np.zeros(0, np.uint32)
+    return np.concatenate([nothing, *lost]), np.concatenate([nothing, *wrong])
+
+
+def _chunk_faults(
+    sections: dict[str, Array], part: Array, ahead: Array, forks: dict[int, tuple[int, int]]
+) -> tuple[Array, Array]:
+    """Which of these sections have a loss before them, and which count wrongly; ``ahead``: the one before."""
+    chain = np.concatenate([ahead, part]) if len(ahead) else np.concatenate([part[:1], part])
+    space = sections["space"][chain]
+    seq, count = sections["seq"][chain].astype(np.int64), sections["map_count"][chain].astype(np.int64)
+    same = space[1:] == space[:-1]
+    if not len(ahead):
+        same[0] = False
+    previous_seq, previous = np.where(same, seq[:-1], seq[1:] - 1), count[:-1].copy()
     known = same.copy()
     for at in np.flatnonzero(~same).tolist():
-        task = forks.get(int(space[at]))
-        if task is not None and task["parent_space"] not in (0, task["space"]):
-            previous_seq[at], previous[at], known[at] = task["seq"], task["map_count"], True
+        if int(space[at + 1]) in forks:
+            previous_seq[at], previous[at] = forks[int(space[at + 1])]
+            known[at] = True
     # A snapshot stands right behind the section whose state it shows.
-    snapshot = is_snapshot(sections, by_space)
-    gap = seq != np.where(snapshot & same, previous_seq, previous_seq + 1)
-    effects = {name: sections[name][by_space].astype(np.int64) for name in EFFECTS}
+    snapshot = is_snapshot(sections, part)
+    gap = seq[1:] != np.where(snapshot & same, previous_seq, previous_seq + 1)
+    effects = {name: sections[name][part].astype(np.int64) for name in EFFECTS}
     expected = effects["new"] + effects["copy"] + effects["split"] - effects["unmap"] - effects["victim"]
-    # An exec starts anew, the last look comes after the VMAs are gone, and a snapshot counts nothing.
-    counted = (sections["kind"][by_space] == KINDS["SECTION"]) & (count > 0)
-    wrong = known & ~gap & counted & (previous > 0) & (count - previous != expected)
-    return by_space[gap], by_space[wrong]
+    # An exec starts anew, the last look comes after the VMAs are gone.
+    counted = (sections["kind"][part] == KINDS["SECTION"]) & (count[1:] > 0)
+    wrong = known & ~gap & counted & (previous > 0) & (count[1:] - previous != expected)
+    return gap, wrong

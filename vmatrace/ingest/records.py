@@ -5,7 +5,7 @@ VMA rows, arguments and evidence stay in the file and are decoded again when ask
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from vmatrace.errors import BadTrace
 from vmatrace.ingest.effects import ALLOC, DUP, EFFECTS, STORE, count_effects, row_ranges
+from vmatrace.ingest.losses import CpuNumbers
 from vmatrace.schema import FILE_FIELDS, LIMIT_FIELDS, LOSS_FIELDS, OP_CLASSES, TASK_FIELDS, Field
 from vmatrace.tracefile import Table, TraceFile
 
@@ -25,9 +26,6 @@ UNTOLD: Final = 2
 """The section alone does not tell whether it changed anything: nothing was read before it."""
 
 EVERYTHING: Final = (1 << 64) - 1
-
-# How many records later the last part of a section may leave the kernel.
-_FAR: Final = 4096
 
 _OP_FORK: Final = OP_CLASSES["OP_FORK"]
 _OP_MREMAP: Final = OP_CLASSES["OP_MREMAP"]
@@ -52,8 +50,7 @@ class Covers:
     start: Array
     end: Array
     flags: Array
-    #: Rows of the VMA table that belong to it, counted inside its section.
-    row: Array
+    #: How many rows of the VMA table belong to it.
     rows: Array
 
 
@@ -76,37 +73,67 @@ class Records:
     after: Covers
     births: dict[str, Array]
     uncovered: dict[int, tuple[int, int]]
-    #: First section and call of each batch, and the order in which rows of the file stand here.
+    #: First section and call of each batch, and the rows of the file in the order of these columns (None: the
+    #: same).
     section_batch: Array
     call_batch: Array
-    section_row: Array
-    call_row: Array
+    section_row: Array | None
+    call_row: Array | None
     first_time: int = 0
     last_time: int = 0
     #: Intervals of ``index`` in which at least one record of a CPU is missing.
     gaps: list[tuple[int, int]] = field(default_factory=list)
 
 
+class _Column:
+    """A column that grows in place: what is not used yet costs no memory."""
+
+    def __init__(self, dtype: Any) -> None:
+        self.data = np.empty(0, dtype)
+        self.used = 0
+
+    def add(self, values: Array) -> None:
+        end = self.used + len(values)
+        if end > len(self.data):
+            self.data.resize(max(end, len(self.data) * 3 // 2), refcheck=False)
+        self.data[self.used : end] = values
+        self.used = end
+
+    def finish(self) -> Array:
+        self.data.resize(self.used, refcheck=False)
+        return self.data
+
+
+class _SmallColumn(_Column):
+    """A column of counts that are nearly always small: as wide as its largest value needs."""
+
+    def __init__(self) -> None:
+        super().__init__(np.uint8)
+
+    def add(self, values: Array) -> None:
+        needed = np.min_scalar_type(int(values.max(initial=0)))
+        if needed.itemsize > self.data.itemsize:
+            self.data = self.data[: self.used].astype(needed)
+        super().add(values)
+
+
 class _Collector:
-    """Columns that grow batch by batch."""
+    """Columns that grow batch by batch; those without a dtype are small counts."""
 
     def __init__(self, columns: Mapping[str, Any]) -> None:
-        self.parts: dict[str, list[Array]] = {name: [] for name in columns}
-        self.dtypes = columns
+        self.columns = {
+            n: _SmallColumn() if dtype is None else _Column(dtype) for n, dtype in columns.items()
+        }
 
-    def add(self, source: Table | Mapping[str, Array], names: Mapping[str, Any] | None = None) -> None:
-        for name in names or self.parts:
-            self.parts[name].append(np.array(source[name], dtype=self.dtypes[name]))
+    def add(self, source: Table | Mapping[str, Array], names: Iterable[str] | None = None) -> None:
+        for name in names or self.columns:
+            self.columns[name].add(source[name])
 
     def put(self, name: str, values: Array) -> None:
-        self.parts[name].append(np.array(values, dtype=self.dtypes[name]))
+        self.columns[name].add(values)
 
     def finish(self) -> dict[str, Array]:
-        found = {}
-        for name in list(self.parts):
-            parts = self.parts.pop(name)
-            found[name] = np.concatenate(parts) if parts else np.zeros(0, self.dtypes[name])
-        return found
+        return {name: column.finish() for name, column in self.columns.items()}
 
 
 def load(file: TraceFile) -> Records:
@@ -123,15 +150,13 @@ def load(file: TraceFile) -> Records:
 
 class _Loader:
     def __init__(self) -> None:
-        extra = {name: np.uint32 for name in EFFECTS} | {"changed": np.uint8, "grew": np.uint8}
+        extra: dict[str, Any] = dict.fromkeys(EFFECTS) | {"changed": np.uint8, "grew": np.uint8}
         self.sections = _Collector({**_SECTION, **extra})
         self.calls = _Collector({**_CALL, "in_place": np.uint8})
         self.faults = _Collector(_FAULT)
         self.covers = {side: _CoverCollector() for side in ("before", "after")}
         self.births = _Collector({"object": np.uint64, "section": np.uint32})
-        self.cpus = _Collector(
-            {"cpu": np.uint16, "cpu_seq": np.uint32, "index": np.uint64, "parts": np.uint16}
-        )
+        self.cpus = CpuNumbers()
         self.plain: dict[str, list[dict[str, Any]]] = {"tasks": [], "files": [], "limits": [], "losses": []}
         self.uncovered: dict[int, tuple[int, int]] = {}
         self.section_batch, self.call_batch = [0], [0]
@@ -150,8 +175,10 @@ class _Loader:
             ("tasks", TASK_FIELDS), ("files", FILE_FIELDS), ("limits", LIMIT_FIELDS), ("losses", LOSS_FIELDS),
         ):  # fmt: skip
             self.plain[name] += _plain_rows(tables[name], fields)
+        self.cpus.add(tables)
         for name in ("sections", "calls", "tasks", "faults", "files"):
-            self._add_cpus(name, tables[name])
+            if tables[name].rows:
+                self.times += [int(tables[name]["time"].min()), int(tables[name]["time"].max())]
 
     def _add_sections(self, sections: Table) -> None:
         first = self.section_batch[-1]
@@ -172,18 +199,11 @@ class _Loader:
             self.uncovered[first + number] = span
         self.section_batch.append(first + sections.rows)
 
-    def _add_cpus(self, name: str, table: Table) -> None:
-        self.cpus.add(table, {"cpu": 0, "cpu_seq": 0, "index": 0})
-        self.cpus.put("parts", table["parts"] if name == "sections" else np.ones(table.rows))
-        if table.rows:
-            self.times += [int(table["time"].min()), int(table["time"].max())]
-
     def finish(self) -> Records:
         sections, calls, faults = self.sections.finish(), self.calls.finish(), self.faults.finish()
         births = self.births.finish()
         before, after = self.covers["before"].finish(), self.covers["after"].finish()
-        section_row = np.arange(len(sections["index"]), dtype=np.uint32)
-        call_row = np.arange(len(calls["index"]), dtype=np.uint32)
+        section_row = call_row = None
         if not _ascending(sections["index"]):
             section_row = np.argsort(sections["index"], kind="stable").astype(np.uint32)
             sections = _take(sections, section_row)
@@ -200,43 +220,38 @@ class _Loader:
             sections, calls, faults, self.plain["tasks"], self.plain["files"], self.plain["limits"],
             self.plain["losses"], before, after, births, self.uncovered, np.array(self.section_batch),
             np.array(self.call_batch), section_row, call_row, min(self.times, default=0),
-            max(self.times, default=0), _cpu_gaps(self.cpus.finish()),
+            max(self.times, default=0), self.cpus.gaps(),
         )  # fmt: skip
 
 
 class _CoverCollector:
     def __init__(self) -> None:
-        self.columns = _Collector({**_COVER, "row": np.uint32})
-        self.counts: list[Array] = []
+        self.columns = _Collector({**_COVER, "rows": None})
+        self.counts = _SmallColumn()
 
     def add(self, sections: Table, side: str) -> None:
         covers, offsets = sections.child(side + "_cover"), sections.offsets(side + "_cover")
-        rows, row_offsets = covers["rows"].astype(np.int64), sections.offsets(side).astype(np.int64)
         owner = np.repeat(np.arange(sections.rows), np.diff(offsets))
-        ends = np.cumsum(rows)
-        begins = ends - rows
-        origin = np.zeros(sections.rows, np.int64)
-        filled = np.diff(offsets) > 0
-        origin[filled] = begins[offsets[:-1][filled]]
-        row = begins - origin[owner]
-        # A cover that claims more rows than its section has is not to be trusted.
-        wrong = row + rows > np.diff(row_offsets)[owner]
-        if wrong.any():
-            raise BadTrace(
-                "the trace is damaged: a walked interval claims rows that are not there", "record again"
-            )
+        claimed = np.bincount(owner, weights=covers["rows"], minlength=sections.rows)
         walked = covers["end"] > covers["start"]
-        self.columns.add({name: covers[name][walked] for name in _COVER} | {"row": row[walked]})
-        self.counts.append(np.bincount(owner[walked], minlength=sections.rows))
+        if (claimed != np.diff(sections.offsets(side))).any() or (covers["rows"][~walked] > 0).any():
+            raise BadTrace(
+                "the trace is damaged: its walks and their VMAs do not fit together", "record again"
+            )
+        self.columns.add({name: covers[name][walked] for name in _COVER})
+        self.counts.add(np.bincount(owner[walked], minlength=sections.rows))
 
     def finish(self) -> Covers:
         columns = self.columns.finish()
-        counts = np.concatenate(self.counts) if self.counts else np.zeros(0, np.int64)
-        first = np.zeros(len(counts) + 1, np.int64)
-        np.cumsum(counts, out=first[1:])
-        return Covers(
-            first, columns["start"], columns["end"], columns["flags"], columns["row"], columns["rows"]
-        )
+        first = _firsts(self.counts.finish())
+        return Covers(first, columns["start"], columns["end"], columns["flags"], columns["rows"])
+
+
+def _firsts(counts: Array) -> Array:
+    """Where the elements of each begin, and the end of all."""
+    first = np.zeros(len(counts) + 1, np.uint32)
+    np.cumsum(counts, out=first[1:])
+    return first
 
 
 def _ascending(values: Array) -> bool:
@@ -250,10 +265,8 @@ def _take(columns: dict[str, Array], order: Array) -> dict[str, Array]:
 def _take_covers(covers: Covers, order: Array) -> Covers:
     lo, hi = covers.first[:-1][order], covers.first[1:][order]
     rows = row_ranges(lo, hi)
-    first = np.zeros(len(order) + 1, np.int64)
-    np.cumsum(hi - lo, out=first[1:])
     return Covers(
-        first, covers.start[rows], covers.end[rows], covers.flags[rows], covers.row[rows], covers.rows[rows]
+        _firsts(hi - lo), covers.start[rows], covers.end[rows], covers.flags[rows], covers.rows[rows]
     )
 
 
@@ -364,27 +377,3 @@ def _uncovered(sections: Table, owner: Array) -> list[tuple[int, tuple[int, int]
     read[which[fits & (covers["flags"][walks] == 0)]] = True
     unread = np.unique(owner[at[~read[at]]]).tolist()
     return [(n, (int(lo[n]), int(hi[n]))) for n in unread]
-
-
-# ---- losses ------------------------------------------------------------------------------------------------
-
-
-def _cpu_gaps(cpus: dict[str, Array]) -> list[tuple[int, int]]:
-    """Intervals of ``index`` between two records of a CPU in which records are missing.
-
-    A section that came in several parts took a number for each: a hole that they explain proves nothing.
-    """
-    order = np.lexsort((cpus["cpu_seq"], cpus["cpu"]))
-    cpu, seq, index = cpus["cpu"][order], cpus["cpu_seq"][order].astype(np.int64), cpus["index"][order]
-    parts = cpus["parts"][order].astype(np.int64)
-    same = cpu[1:] == cpu[:-1]
-    missing = np.where(same, np.diff(seq) - parts[1:], 0)
-    # Numbers taken by parts that were made elsewhere, or before another record of the same CPU.
-    spare = parts - 1
-    spare[1:] -= np.where(same, np.minimum(np.diff(seq) - 1, parts[1:] - 1), 0)
-    found = []
-    for i in np.flatnonzero(missing > 0).tolist():
-        lo, hi = int(index[i]), int(index[i + 1])
-        if missing[i] > spare[(index > lo) & (index < hi + _FAR)].sum():
-            found.append((lo, hi))
-    return found

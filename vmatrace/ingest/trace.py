@@ -196,7 +196,7 @@ class Trace:
         covers = self.records.after if side else self.records.before
         number = int(np.searchsorted(covers.first, walk, side="right")) - 1
         batch, at = self._place(self.records.section_batch, self.records.section_row, number)
-        first = int(covers.row[walk])
+        first = int(covers.rows[covers.first[number] : walk].sum())
         return self._batch(batch).vmas(at, side, first, first + int(covers.rows[walk]))
 
     def walk_section(self, source: int) -> int:
@@ -204,8 +204,8 @@ class Trace:
         covers = self.records.after if source & 1 else self.records.before
         return int(np.searchsorted(covers.first, source >> 1, side="right")) - 1
 
-    def _place(self, batches: Array, rows: Array, number: int) -> tuple[int, int]:
-        row = int(rows[number])
+    def _place(self, batches: Array, rows: Array | None, number: int) -> tuple[int, int]:
+        row = number if rows is None else int(rows[number])
         batch = int(np.searchsorted(batches, row, side="right")) - 1
         return batch, row - int(batches[batch])
 
@@ -229,7 +229,7 @@ class Trace:
     def _place_of_rows(self, first: int, count: int) -> Array:
         """The section numbers of a batch's rows."""
         rows = self.records.section_row
-        if len(rows) and rows[0] == 0 and bool((np.diff(rows.astype(np.int64)) == 1).all()):
+        if rows is None:
             return np.arange(first, first + count)
         return np.argsort(rows)[first : first + count]
 
