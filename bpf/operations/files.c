@@ -67,7 +67,7 @@ static __always_inline void describe_file(u64 file)
 	struct file_record *out;
 	int zero = 0;
 	long len;
-	u32 at;
+	u64 at;
 
 	out = file_buf.lookup(&zero);
 	if (!out)
@@ -112,10 +112,10 @@ static __always_inline void describe_file(u64 file)
 		}
 		parent = read_word(dentry + OFF_dentry_d_parent);
 		name = read_word(dentry + OFF_dentry_d_name + 8);
-		at = out->used;
+		at = hidden(out->used);
 		if (at > FILE_PATH - 256)
 			break;
-		len = bpf_probe_read_kernel_str(&out->path[at & (FILE_PATH - 1)], 256, (void *)name);
+		len = bpf_probe_read_kernel_str(&out->path[at], 256, (void *)name);
 		if (len <= 0 || len > 256)
 			break;
 		out->used = at + len;

@@ -149,10 +149,10 @@ static __always_inline int step(struct space *s, u64 mm)
 		COUNT_PIVOT(5) COUNT_PIVOT(6) COUNT_PIVOT(7) COUNT_PIVOT(8) COUNT_PIVOT(9)
 		COUNT_PIVOT(10) COUNT_PIVOT(11) COUNT_PIVOT(12) COUNT_PIVOT(13) COUNT_PIVOT(14)
 		base = wide ? OFF_range64_slot / 8 : OFF_arange64_slot / 8;
-		entry = v[(base + i) & 31];
-		end = v[(i + 1) & 31];
+		entry = v[hidden(base + i) & 31];
+		end = v[hidden(i + 1) & 31];
 		hi = (i + 1 < base && end) ? end : s->walk_max;
-		lo = i ? v[i & 31] + 1 : s->walk_min;
+		lo = i ? v[hidden(i) & 31] + 1 : s->walk_min;
 		if (type != MAPLE_LEAF) {
 			s->walk_min = lo;
 			s->walk_max = hi;
@@ -167,10 +167,10 @@ static __always_inline int step(struct space *s, u64 mm)
 		s->slot = i;
 	}
 	i = s->slot & 15;
-	entry = v[(OFF_range64_slot / 8 + i) & 31];
-	end = v[(i + 1) & 31];
+	entry = v[hidden(OFF_range64_slot / 8 + i) & 31];
+	end = v[hidden(i + 1) & 31];
 	hi = (i < 15 && end) ? end : s->walk_max;
-	lo = i ? v[i & 31] + 1 : s->walk_min;
+	lo = i ? v[hidden(i) & 31] + 1 : s->walk_min;
 	if (s->cover_lo == ADDR_END)
 		s->cover_lo = lo;
 	if (entry)
