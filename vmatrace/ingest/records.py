@@ -83,6 +83,17 @@ class Records:
     last_time: int = 0
     #: Intervals of ``index`` in which at least one record of a CPU is missing.
     gaps: list[tuple[int, int]] = field(default_factory=list)
+    _whole: Array | None = None
+
+    def whole_walks(self) -> Array:
+        """The sections that read their whole address space, before or after."""
+        if self._whole is None:
+            found = []
+            for covers in (self.before, self.after):
+                full = (covers.start == 0) & (covers.end == EVERYTHING) & (covers.flags == 0)
+                found.append(np.searchsorted(covers.first, np.flatnonzero(full), side="right") - 1)
+            self._whole = np.unique(np.concatenate(found))
+        return self._whole
 
 
 class _Column:

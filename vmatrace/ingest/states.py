@@ -78,12 +78,7 @@ class SpaceStates:
 
     def _whole_walks(self) -> Array:
         """Sections after (or, for the last, before) which the whole address space was read."""
-        whole = np.zeros(len(self.sections), bool)
-        for covers in (self._records.before, self._records.after):
-            at, owner = _walks_of(covers, self.sections)
-            full = (covers.start[at] == 0) & (covers.end[at] == EVERYTHING) & (covers.flags[at] == 0)
-            whole[owner[full]] = True
-        return np.flatnonzero(whole)
+        return np.flatnonzero(np.isin(self.sections, self._records.whole_walks()))
 
     def _paint(self, base: Picture, first: int, last: int, before_only: bool = False) -> Picture:
         starts, ends, sources = [base.start], [base.end], [base.source]

@@ -97,7 +97,6 @@ class TraceFile:
         self._schema, position = self._read_schema()
         self.header: dict[str, Any] = _header_of(self._schema, self.path)
         self._places: list[tuple[int, int]] = []
-        self._known: dict[int, dict[str, Table]] = {}
         self._position: int | None = position
         self.complete = False
         self.warning = ""
@@ -107,26 +106,19 @@ class TraceFile:
         """All complete batches in order; after the last, ``complete``, ``warning`` and ``end`` are known."""
         number = 0
         while number < len(self._places) or self._find_next():
-            tables = self.batch(number)
+            tables = self._decode(number)
             if tables is None:
                 return
             yield tables
+            del tables
             number += 1
 
     def batch(self, number: int) -> dict[str, Table] | None:
-        """One batch that ``batches`` has passed already, None where it is damaged; two stay decoded."""
-        tables = self._known.pop(number, None)
-        if tables is None:
-            tables = self._decode(number)
-        if tables is not None:
-            while len(self._known) > 1:
-                self._known.pop(next(iter(self._known)))
-            self._known[number] = tables
-        return tables
+        """One batch that ``batches`` has passed already, None where it is damaged."""
+        return self._decode(number)
 
     def close(self) -> None:
         """Close the file; decoded batches stay valid."""
-        self._known.clear()
         self._file.close()
 
     def _read_schema(self) -> tuple[pa.Schema, int]:
