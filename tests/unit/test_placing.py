@@ -17,7 +17,7 @@ WORDS = 24
 def rows_of(
     pid: int, mm: int, count: int = 3, *, seq: int = 4, space: int = 1, tid: int = 0, **more: int
 ) -> Words:
-    """What the iterator writes for a process of ``count`` VMAs; ``more``: word number -> value, all rows alike."""
+    """What the iterator writes for a process of ``count`` VMAs; ``more``: word number -> value."""
     rows = np.zeros((count, WORDS), dtype=np.uint64)
     rows[:, 0] = pid << 32 | (tid or pid)
     rows[:, 1] = mm
