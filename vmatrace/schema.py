@@ -206,6 +206,7 @@ CALL_FIELDS: Final = (
     _f("abi", "u8", INPUT, "0: native, 1: 32-bit"),
     _f("nr", "u16", INPUT, "number of the system call"),
     _f("result", "i64", PREDICTED, "return value, negative: errno"),
+    _f("file", "u64", INPUT, "a failed mmap of a file: the file, 0 where there is none of that number", pointer=True),
     *(_f(f"arg{n}", "u64", INPUT, f"argument {n + 1}, or what it points to (USER_ARGUMENTS)") for n in range(6)),
 )
 USER_ARGUMENTS: Final = {

@@ -244,6 +244,24 @@ static __always_inline void read_user_arguments(u8 class, u64 *args)
 	}
 }
 
+/* The file that a failed mmap named: nothing else in the trace would tell what it was refused for. */
+static __always_inline u64 file_of_failed_mmap(u8 class, u64 *args, u64 result)
+{
+	u64 files, table, file;
+	u32 fd = args[4];
+
+	if ((class != OP_MMAP && class != OP_OLD_MMAP) || (s64)result >= 0 || args[3] & MAP_ANONYMOUS)
+		return 0;
+	files = read_word(bpf_get_current_task() + OFF_task_files);
+	table = read_word(files + OFF_files_fdt);
+	if (fd >= read_half(table + OFF_fdt_max_fds))
+		return 0;
+	file = read_word(read_word(table + OFF_fdt_fd) + fd * 8ULL);
+	if (file && !seen_before(file))
+		describe_file(file);
+	return file;
+}
+
 HOOK(sys_exit)
 {
 	u64 regs = ctx->args[0], args[6] = {}, nr, mm, cells[16], id;
@@ -278,7 +296,7 @@ HOOK(sys_exit)
 	cells[4] = id;
 	cells[5] = bpf_get_smp_processor_id() | bump(COUNT_RECORDS) << 16;
 	cells[6] = ctx->args[1];
-	cells[7] = 0;
+	cells[7] = file_of_failed_mmap(class, args, ctx->args[1]);
 	cells[8] = CELL_ARGS;
 	cells[9] = args[0];
 	cells[10] = args[1];

@@ -21,6 +21,7 @@
 #define ADDR_END	(~0ULL)
 #define NO_WAKEUP	1
 #define NEW_FILES	4
+#define MAP_ANONYMOUS	0x20
 
 /* total_vm to brk lie close together in every mm_struct: one read, then words of it */
 #define MM_WORD(field)	((OFF_mm_##field - OFF_mm_total_vm) / 8)

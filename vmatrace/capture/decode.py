@@ -86,7 +86,7 @@ class Decoder:
             in_section = _any_of(kind, "SECTION", "EXEC", "LAST")
         decoders: list[tuple[str, Array, Callable[[Words, Places, Array], Columns]]] = [
             ("sections", in_section, partial(self._sections, files=heads[kind == KINDS["FILE"]])),
-            ("calls", kind == KINDS["CALL"], _calls),
+            ("calls", kind == KINDS["CALL"], self._calls),
             ("tasks", _any_of(kind, "FORK", "SPACE_END", "TASK_EXIT"), _tasks),
             ("faults", kind == KINDS["ANON_VMA"], _faults),
             ("files", kind == KINDS["FILE"], self._files),
@@ -236,6 +236,19 @@ class Decoder:
             "end": events[2],
         }
 
+    def _calls(self, words: Words, heads: Places, index: Array) -> Columns:
+        word1, file = _take(words, 1, heads), _take(words, 7, heads)
+        columns = _common(words, heads, index) | {
+            "op_class": (word1 >> np.uint64(16)).astype(np.uint8),
+            "abi": (word1 >> np.uint64(24)).astype(np.uint8),
+            "nr": (word1 >> _HALF).astype(np.uint16),
+            "result": _take(words, 6, heads).view(np.int64),
+            **{f"arg{n}": _take(words, 1 + n, heads + 1) for n in range(6)},
+        }
+        if file.any():
+            columns["file"] = self.cloak(file)
+        return columns
+
     def _files(self, words: Words, heads: Places, index: Array) -> Columns:
         paths = []
         for head in heads.tolist():
@@ -301,17 +314,6 @@ def _common(words: Array, heads: Array, index: Array) -> Columns:
         "seq": (word3 >> _HALF).astype(np.uint32),
         "pid": (word4 >> _HALF).astype(np.uint32),
         "tid": word4.astype(np.uint32),
-    }
-
-
-def _calls(words: Array, heads: Array, index: Array) -> Columns:
-    word1 = _take(words, 1, heads)
-    return _common(words, heads, index) | {
-        "op_class": (word1 >> np.uint64(16)).astype(np.uint8),
-        "abi": (word1 >> np.uint64(24)).astype(np.uint8),
-        "nr": (word1 >> _HALF).astype(np.uint16),
-        "result": _take(words, 6, heads).view(np.int64),
-        **{f"arg{n}": _take(words, 1 + n, heads + 1) for n in range(6)},
     }
 
 
