@@ -35,10 +35,14 @@ class Table:
         self.rows = len(array)
 
     def __getitem__(self, name: str) -> Array:
-        """A column of numbers."""
+        """A column of numbers; zeros where the trace is older than the column."""
         found: Array | None = self._cache.get(name)
         if found is None:
-            found = self._cache[name] = self._array.field(name).to_numpy(zero_copy_only=False)
+            if name in self:
+                found = self._array.field(name).to_numpy(zero_copy_only=False)
+            else:
+                found = np.zeros(self.rows, np.uint64)
+            self._cache[name] = found
         return found
 
     def __contains__(self, name: str) -> bool:
@@ -293,7 +297,7 @@ def _same(schema: pa.Schema, field: pa.Field) -> bool:
 
 
 def _same_type(found: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether ``found`` has at least the columns of ``wanted``, each of its type."""
+    """Whether ``found`` has the columns of ``wanted``, each of its type; numbers that came later may lack."""
     if pa.types.is_list(wanted):
         return bool(pa.types.is_list(found)) and _same_type(found.value_type, wanted.value_type)
     if not pa.types.is_struct(wanted):
@@ -302,6 +306,8 @@ def _same_type(found: pa.DataType, wanted: pa.DataType) -> bool:
         return False
     for field in wanted:
         at = found.get_field_index(field.name)
+        if at < 0 and pa.types.is_integer(field.type):
+            continue
         if at < 0 or not _same_type(found.field(at).type, field.type):
             return False
     return True
