@@ -90,7 +90,7 @@ def rules() -> str:
 
     assert vmatrace.simulator  # its import fills the registry
     parts = []
-    for module in dict.fromkeys(rule.module for rule in RULES.values()):
+    for module in sorted({rule.module for rule in RULES.values()}):
         rows = (
             (
                 f"`{r.id}`" + (" (unobservable)" if r.unobservable else ""),
