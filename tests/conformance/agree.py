@@ -1,0 +1,142 @@
+"""Live agreement: random operations recorded on this kernel and replayed, until enough of them were judged.
+
+``python -m tests.conformance.agree [N]`` prints the table call x outcome, how often each rule decided, and the sums; it
+exits 1 where a single operation diverged. A diverging run is shrunk (`tests.conformance.shrink`) and kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from tests.conformance.mixes import Mix, schedule
+from tests.conformance.tally import Tally, tally
+from tests.workloads.build import build
+from vmatrace.fingerprint import live_profile
+from vmatrace.kernel import RuleSet
+from vmatrace.simulator import RULES
+
+VMATRACE = Path(sys.executable).with_name("vmatrace")
+# What the table must show (docs of the issue): each call x outcome and each reachable rule so often in 1,000,000.
+OUTCOME_DUE, RULE_DUE, UNDECIDED_DUE = 1_000, 100, 0.001
+
+
+def record(path: Path, seed: int, steps: int, options: tuple[str, ...]) -> None:
+    """Record one run of vmafuzz. Raises CalledProcessError where recorder or program failed."""
+    program = build(["vmafuzz"])["vmafuzz"]
+    words = [VMATRACE, "record", "--force", "-o", path, "--", program, str(seed), str(steps), *options]
+    subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=600)
+
+
+def runs(total: int, first_seed: int, longest: int) -> Iterator[tuple[int, int, Mix]]:
+    """Seed, steps and mix of each run until ``total`` steps are asked for, at most ``longest`` in a run."""
+    number = 0
+    while total > 0:
+        for mix in schedule(-(-total // longest)):
+            steps = min(mix.steps, longest, max(total, 500))
+            yield first_seed + number, steps, mix
+            total, number = total - steps, number + 1
+            if total <= 0:
+                return
+
+
+def agree(total: int, first_seed: int, folder: Path, keep: Path | None = None, longest: int = 40_000) -> Tally:
+    """Record and replay until about ``total`` operations are judged; diverging traces move to ``keep``."""
+    everything = Tally()
+    waiting: list[tuple[Future[Tally], Path, str]] = []
+    with ProcessPoolExecutor(max_workers=1) as pool:
+        for seed, steps, mix in runs(total, first_seed, longest):
+            path = folder / f"{mix.name}-{seed}.vmat"
+            record(path, seed, steps, mix.options)
+            waiting.append((pool.submit(tally, path), path, f"vmafuzz {seed} {steps} {' '.join(mix.options)}"))
+            if len(waiting) > 1:
+                _take(everything, waiting.pop(0), keep)
+        for item in waiting:
+            _take(everything, item, keep)
+    return everything
+
+
+def _take(everything: Tally, item: tuple[Future[Tally], Path, str], keep: Path | None) -> None:
+    future, path, run = item
+    found = future.result()
+    found.failures = [f"{run}: {failure}" for failure in found.failures]
+    everything.add(found)
+    done = f"{everything.operations:>9,} judged, {everything.failed} failed"
+    print(f"{done}  {run}", file=sys.stderr, flush=True)
+    if found.failed and keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        path.replace(keep / path.name)
+    else:
+        path.unlink()
+
+
+def outcome_table(found: Tally) -> list[str]:
+    """Lines: a call, its outcomes with their counts."""
+    lines = []
+    for call in sorted({call for call, _ in found.outcomes}):
+        row = sorted(((n, word) for (c, word), n in found.outcomes.items() if c == call), reverse=True)
+        lines.append(f"{call:<24} " + "  ".join(f"{word} {n:,}" for n, word in row))
+    return lines
+
+
+def rule_lines(found: Tally, rules: RuleSet) -> list[str]:
+    """Lines: how often each rule that stands on this kernel decided."""
+    stands = [rule.id for rule in RULES.values() if rule.stands(rules) and not rule.unobservable]
+    return [f"{found.rules[id]:>9,}  {id}" for id in sorted(stands, key=lambda id: (-found.rules[id], id))]
+
+
+def rare(found: Tally, rules: RuleSet) -> tuple[list[str], list[str]]:
+    """Call x outcome seen less than OUTCOME_DUE times, and rules that decided less than RULE_DUE times."""
+    few = [f"{call} {word}: {n}" for (call, word), n in sorted(found.outcomes.items()) if n < OUTCOME_DUE]
+    stands = [rule for rule in RULES.values() if rule.stands(rules) and not rule.unobservable]
+    return few, [f"{rule.id}: {found.rules[rule.id]}" for rule in stands if found.rules[rule.id] < RULE_DUE]
+
+
+def report(found: Tally, rules: RuleSet) -> list[str]:
+    """All lines of the report."""
+    few, seldom = rare(found, rules)
+    open_ones = [f"  {n:>7,}  {call}: {why}" for (call, why), n in found.undecided.most_common()]
+    verdicts = "  ".join(f"{name} {n:,}" for name, n in found.verdicts.most_common())
+    return [
+        "call x outcome (PASSED, as observed)", *outcome_table(found),
+        "", "decided by rule", *rule_lines(found, rules),
+        "", f"call x outcome below {OUTCOME_DUE:,}: {len(few)}", *(f"  {line}" for line in few),
+        f"rules below {RULE_DUE}: {len(seldom)}", *(f"  {line}" for line in seldom),
+        "", f"undecided {found.undecided_share:.3%} (due: below {UNDECIDED_DUE:.1%})", *open_ones,
+        "", f"{found.operations:,} operations judged: {verdicts}  lost records {found.lost_records}",
+        f"divergences: {found.failed}", *(f"  {line}" for line in found.failures[:20]),
+    ]  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("operations", nargs="?", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir()) / "vmatrace-divergences")
+    parser.add_argument("-o", "--output", type=Path, help="write the report there too")
+    options = parser.parse_args(arguments)
+    with suppress(OSError):
+        os.nice(5)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="vmatrace-agree-") as folder:
+        found = agree(options.operations, options.seed, Path(folder), options.keep)
+    lines = [*report(found, live_profile().rule_set()), f"{time.monotonic() - began:,.0f} s"]
+    print("\n".join(lines))
+    if options.output:
+        options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if found.failed:
+        print(f"hint: python -m tests.conformance.shrink {options.keep}/*.vmat", file=sys.stderr)
+    return 1 if found.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
