@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
+import io
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -117,19 +118,31 @@ def frames_page() -> str:
 
 
 def commands() -> str:
-    from vmatrace.cli import COMMANDS
+    from vmatrace.cli import COMMANDS, load
 
     parts = [f"```\n{help_text()}```\n"]
     for entry in COMMANDS:
         parts += [f"## {entry.name}\n", f"{entry.summary}\n", f"```\n{help_text(entry.name)}```\n"]
+        app = getattr(load(entry), "app", None)
+        for sub in app.registered_commands if app is not None else ():
+            parts += [f"### {entry.name} {sub.name}\n", f"```\n{help_text(entry.name, sub.name)}```\n"]
     return page("Commands", "the help texts", *parts)
 
 
 def help_text(*words: str) -> str:
-    command = [sys.executable, "-m", "vmatrace", *words, "--help"]
+    from vmatrace import cli
+
+    kept = os.environ.get("COLUMNS")
     # typer reads the terminal's width; a page must not depend on it.
-    environment = {**os.environ, "COLUMNS": "100", "LINES": "50"}
-    return subprocess.check_output(command, text=True, cwd=ROOT, env=environment)
+    os.environ["COLUMNS"] = "100"
+    text = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(text):
+            status = cli.main([*words, "--help"])
+    finally:
+        os.environ.pop("COLUMNS") if kept is None else os.environ.update(COLUMNS=kept)
+    assert status == 0, f"vmatrace {' '.join(words)} --help exits {status}"
+    return text.getvalue()
 
 
 PAGES: dict[str, Callable[[], str]] = {
