@@ -64,8 +64,8 @@ def apply(
 
     ``space`` and ``mm`` are changed in place (copy them first to try two rule sets). Without ``mm``, one is
     counted from the space. ``disabled`` names rules to switch off (power tests). Raises Unmodelled, with
-    the space
-    and the mm as they were, where the model cannot know; a failing call is a Result with an errno.
+    the space and the mm as they were, where the model cannot know; a failing call is a Result with an
+    errno.
     """
     handler = _HANDLERS.get(operation.name)
     if handler is None:

@@ -115,9 +115,9 @@ class Vma(NamedTuple):
     """One VMA as a value: what ``vm_area_struct`` holds as far as a rule looks at it.
 
     ``start`` and ``end`` are bytes, half open; ``flags`` the bits of ``vm_flags``; ``pgoff`` pages.
-    Identities
-    (``file``, ``anon_vma``, ``uffd``, ``policy``, ``name``, ``obj``) are any hashable value, None for absent.
-    ``anonymous`` says that ``vm_ops`` is NULL, which private /dev/zero is in spite of its file.
+    Identities (``file``, ``anon_vma``, ``uffd``, ``policy``, ``name``, ``obj``) are any hashable value,
+    None for absent. ``anonymous`` says that ``vm_ops`` is NULL, which private /dev/zero is in spite of its
+    file.
     """
 
     start: int
@@ -151,8 +151,7 @@ class Vma(NamedTuple):
         return self.end - self.start
 
     def cut(self, start: int, end: int, shift: int = 12) -> Vma:
-        """The piece ``[start, end)`` of this VMA, page offsets adjusted (``shift``: log2 of the page
-        size)."""
+        """The piece ``[start, end)`` of this VMA, page offsets adjusted (``shift``: log2 of page size)."""
         pages = (start - self.start) >> shift
         anon_pgoff = self.anon_pgoff
         if anon_pgoff is not None:
@@ -176,8 +175,7 @@ class AddressSpace:
     """The VMAs of one mm, sorted and disjoint; each change costs O(log n).
 
     The lookups follow the kernel's iterators: ``find`` is find_vma, ``below`` the previous VMA. Every
-    change goes
-    through ``substitute``, so that ``undo_to`` can take back what an operation did.
+    change goes through ``substitute``, so that ``undo_to`` can take back what an operation did.
     """
 
     __slots__ = ("_chunks", "_count", "_firsts", "_journal", "_serial")

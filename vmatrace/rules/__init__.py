@@ -1,8 +1,7 @@
 """The kernel's rules about VMAs: one rule is one function with a sentence for a name, and knows its commit.
 
 ``vmatrace.rules.registry`` lists them; ``vmatrace.simulator`` runs them. A rule is found by the kernel's
-function
-name: each module's first line names the functions that it states.
+function name: each module's first line names the functions that it states.
 """
 
 from __future__ import annotations
@@ -22,7 +21,8 @@ _CALL_MODULES = (
 
 
 def load_all() -> dict[str, Callable[[Kernel, Operation], int]]:
-    """Import every module of rules (which registers them) and return the handlers by the name of the call."""
+    """Import every module of rules (which registers them) and return the handlers by the call's name."""
+    import_module("vmatrace.rules.objects")
     calls: dict[str, Callable[[Kernel, Operation], int]] = {}
     for name in _CALL_MODULES:
         calls.update(import_module(f"vmatrace.rules.{name}").CALLS)

@@ -16,7 +16,8 @@ from vmatrace.vma import Vma
 
 
 def merge_new_range(kernel: Kernel, proposal: Proposal, caller: str = "mmap") -> Vma | None:
-    """vma_merge_new_range: the VMA that took the range in, or None; sets ``proposal.nomem`` on out of memory.
+    """vma_merge_new_range: the VMA that took the range in, or None; sets ``proposal.nomem`` on out of
+    memory.
 
     ``caller`` (mmap, brk, copy, extend) matters to kernels before v6.12 only.
     """

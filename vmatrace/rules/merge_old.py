@@ -19,8 +19,7 @@ def next_is_tested_first(kernel: Kernel, caller: str) -> bool:
 
 
 def merge_new_range(kernel: Kernel, proposal: Proposal, caller: str) -> Vma | None:
-    """A new range: mmap_region's own tests for mmap, vma_merge for the rest, the previous VMA only for
-    brk."""
+    """A new range: mmap_region's own tests for mmap, vma_merge for the rest, prev alone for brk."""
     prev, next = proposal.prev, proposal.next
     if prev is not None and prev.end != proposal.start:
         prev = None

@@ -1,5 +1,4 @@
-"""May a range join one neighbour? is_mergeable_vma, is_mergeable_anon_vma, can_vma_merge_before and
-_after."""
+"""May a range join a neighbour? is_mergeable_vma, is_mergeable_anon_vma, can_vma_merge_before and _after."""
 
 from __future__ import annotations
 

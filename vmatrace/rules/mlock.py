@@ -53,8 +53,8 @@ def too_much_is_locked(kernel: Kernel, start: int, length: int) -> bool:
 
 @rule("mlock_not_accessible", "__mm_populate, __mlock_posix_error_return")
 def pages_cannot_be_touched(kernel: Kernel, start: int, end: int) -> bool:
-    """mlock of memory that cannot be populated (no access rights, secret) does its work, then fails
-    with ENOMEM."""
+    """mlock of memory that cannot be populated (no access rights, secret) does its work, then fails with
+    ENOMEM."""
     for vma in kernel.space.overlapping(start, end):
         secret = vma.kind == "secretmem"
         if (secret or not vma.flags & ACCESS) and not vma.flags & (IO | PFNMAP | LOCKONFAULT):

@@ -26,7 +26,8 @@ from vmatrace.rules.constants import (
     PROT_WRITE,
 )  # fmt: skip
 from vmatrace.rules.context import Kernel
-from vmatrace.rules.mmap_region import Mapping, map_region
+from vmatrace.rules.hooks import Mapping, file_has_two_hooks
+from vmatrace.rules.mmap_region import map_region
 from vmatrace.rules.model import FileGiven, ImpossibleInput, Operation
 from vmatrace.rules.registry import rule
 from vmatrace.vma import (
@@ -240,7 +241,7 @@ def _file_flags(kernel: Kernel, given: FileGiven, prot: int, flags: int, vm_flag
         if vm_flags & EXEC:
             kernel.fail("EPERM")
         vm_flags &= ~(noexec_mount_stays_so(kernel) or 0)
-    if not given.can_map:
+    if not given.can_map or file_has_two_hooks(kernel, given):
         kernel.fail("ENODEV")
     if vm_flags & GROWSDOWN:
         kernel.fail("EINVAL")

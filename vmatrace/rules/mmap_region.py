@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass
-
 from vmatrace.rules.accounting import (
     account,
     charge_is_refused,
-    lock_limit_is_reached,
     may_expand,
     stat_account,
 )
 from vmatrace.rules.context import Kernel
+from vmatrace.rules.hooks import Mapping, hook_runs_before_merge, run_hook
 from vmatrace.rules.ksm import ksm_flag
 from vmatrace.rules.merge import merge_new_range, tree_is_out_of_memory
 from vmatrace.rules.model import FileGiven, KernelError, New, Unmap
@@ -21,13 +18,10 @@ from vmatrace.rules.proposal import Proposal
 from vmatrace.rules.registry import rule
 from vmatrace.vma import (
     ACCOUNT,
-    DONTDUMP,
-    DONTEXPAND,
     DROPPABLE,
     HUGETLB,
     LOCKED,
     LOCKED_MASK,
-    MAYSHARE,
     NORESERVE,
     SHARED,
     SOFTDIRTY,
@@ -35,22 +29,6 @@ from vmatrace.vma import (
     WRITE,
     Vma,
 )  # fmt: skip
-
-
-@dataclass(slots=True)
-class Mapping:
-    """A mapping on its way (struct mmap_state); hooks may change file, flags and pgoff."""
-
-    start: int
-    end: int
-    flags: int
-    pgoff: int
-    given: FileGiven | None = None
-    file: Hashable = None
-    kind: str = ""
-    anonymous: bool = True
-    close: bool = False
-    huge_size: int = 0
 
 
 @rule("account_charged", "accountable_mapping")
@@ -81,12 +59,6 @@ def mapping_cannot_be_locked(kernel: Kernel, vma: Vma) -> bool:
 def droppable_cannot_be_locked(kernel: Kernel, vma: Vma) -> int:
     """LOCKED goes from droppable mappings too."""
     return vma.flags & DROPPABLE
-
-
-@rule("hook_before_merge", "call_mmap_prepare", feature="mmap_prepare")
-def hook_runs_before_merge(kernel: Kernel, given: FileGiven) -> bool:
-    """mmap_prepare sets flags and file in the descriptor before the merge test."""
-    return given.prepare
 
 
 @rule("failed_hook_leaves_hole", "vms_abort_munmap_vmas")
@@ -162,47 +134,6 @@ def _proposal(kernel: Kernel, mapping: Mapping, prev: Vma | None, next: Vma | No
     return proposal
 
 
-@rule("secretmem_shared", "secretmem_mmap, secretmem_mmap_prepare")
-def secret_memory_must_be_shared(kernel: Kernel, flags: int) -> bool:
-    """Secret memory cannot be mapped private."""
-    return not flags & (SHARED | MAYSHARE)
-
-
-@rule("secretmem_not_dumped", "secretmem_mmap, secretmem_mmap_prepare")
-def secret_memory_is_not_dumped(kernel: Kernel) -> int:
-    """The hook of secret memory sets DONTDUMP."""
-    return DONTDUMP
-
-
-@rule("secretmem_locked", "secretmem_mmap, secretmem_mmap_prepare", until="secretmem_unlocked")
-def secret_memory_is_locked(kernel: Kernel) -> int:
-    """The hook of secret memory sets LOCKED, before the merge test since v6.16."""
-    return LOCKED
-
-
-@rule("hugetlb_flags", "hugetlbfs_file_mmap, hugetlbfs_file_mmap_prepare")
-def hugetlb_marks_itself(kernel: Kernel) -> int:
-    """The hook of hugetlbfs sets HUGETLB and DONTEXPAND, so its mappings never merge nor grow."""
-    return HUGETLB | DONTEXPAND
-
-
-def run_hook(kernel: Kernel, mapping: Mapping, given: FileGiven) -> None:
-    """The driver's ->mmap or mmap_prepare, as the inputs say: it may fail, replace the file and change
-    flags."""
-    if given.hook_error is not None:
-        kernel.fail(given.hook_error)
-    if given.kind == "secretmem":
-        if secret_memory_must_be_shared(kernel, mapping.flags):
-            kernel.fail("EINVAL")
-        if lock_limit_is_reached(kernel, mapping.flags | LOCKED, mapping.end - mapping.start):
-            kernel.fail("EAGAIN")
-        mapping.flags |= (secret_memory_is_not_dumped(kernel) or 0) | (secret_memory_is_locked(kernel) or 0)
-    mapping.flags = (mapping.flags | given.set_flags) & ~given.clear_flags
-    if given.huge_size:
-        mapping.flags |= hugetlb_marks_itself(kernel) or 0
-    mapping.file = given.identity if given.kept is None else given.kept
-
-
 def _make(kernel: Kernel, mapping: Mapping, hook: FileGiven | None) -> Vma:
     """__mmap_new_vma: a VMA of its own, its file's ->mmap called, perhaps merged after all by old kernels."""
     before = mapping.flags
@@ -233,8 +164,7 @@ def _make(kernel: Kernel, mapping: Mapping, hook: FileGiven | None) -> Vma:
 
 @rule("shared_anon_file", "shmem_zero_setup")
 def shared_memory_gets_a_file(kernel: Kernel, mapping: Mapping) -> bool:
-    """A shared anonymous mapping gets a shmem file of its own, after the merge test: two calls never
-    merge."""
+    """A shared anonymous mapping gets its own shmem file, after the merge test: two calls never merge."""
     mapping.file, mapping.kind, mapping.anonymous = ("shmem", kernel.space.fresh()), "shmem", False
     return True
 

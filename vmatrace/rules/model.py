@@ -20,8 +20,8 @@ class FileGiven:
     predicted.
 
     ``kept`` is the file that the VMA ends with where the hook replaces it (stacked file systems);
-    ``prepare`` says
-    that the file has mmap_prepare and not mmap; ``set_flags`` and ``clear_flags`` are what the hook changes.
+    ``prepare`` says that the file has mmap_prepare and not mmap; ``set_flags`` and ``clear_flags`` are what
+    the hook changes.
     """
 
     identity: Hashable
@@ -43,6 +43,10 @@ class FileGiven:
     prepare: bool = False
     #: A stacked ->mmap that calls a file with mmap_prepare (compat layer).
     nested_prepare: bool = False
+    #: The nested hook's vm_ops have a close.
+    nested_close: bool = False
+    #: A faulty driver that has both mmap and mmap_prepare.
+    both_hooks: bool = False
     set_flags: int = 0
     clear_flags: int = 0
     #: errno name with which the hook fails.
@@ -62,12 +66,11 @@ class Operation:
     ``file``     a FileGiven for mmap and shmat
     ``policy``   identity of the new policy's content (mbind; None for MPOL_DEFAULT)
     ``name``     new anonymous name (prctl; None to clear)
-    ``uffd``     identity of the userfaultfd context (register); ``event_remap``/``event_fork``: it wants
-    the event
-    ``execute_pkey`` execute-only key of the mm, where the CPU has keys
+    ``uffd``     identity of the userfaultfd context (register, unregister, release)
+    ``size``     bytes of the segment or ring (shmat, shmdt, io_setup, io_destroy)
     ``av``       identity of the anon_vma that a step creates
-    ``rights``   False where the caller lacks CAP_IPC_LOCK; ``overcommit_ok`` False where the charge was
-    refused
+    ``event_remap``, ``event_fork``: the userfaultfd asked for that event
+    ``execute_pkey``: the mm's execute-only key; ``overcommit_ok``: False where the charge was refused
     """
 
     name: str

@@ -33,8 +33,7 @@ def modify(
     made it.
 
     ``prev`` is the VMA below, or ``vma`` itself where the range starts inside it. Fails with ENOMEM; the
-    first of
-    two cuts is not undone where the second fails.
+    first of two cuts is not undone where the second fails.
     """
     proposal = proposal_like(vma, start, end, kernel.shift, prev)
     proposal.middle = vma

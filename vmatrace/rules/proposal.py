@@ -11,8 +11,8 @@ class Proposal:
     """The attributes of a range, and the VMAs around it.
 
     ``middle`` is the VMA that changes (existing range); ``copied_from`` the source of a mremap move;
-    ``next`` and
-    ``prev`` the neighbours, adjacent or not. ``nomem`` is set where a merge failed for want of memory.
+    ``next`` and ``prev`` the neighbours, adjacent or not. ``nomem`` is set where a merge failed for want of
+    memory.
     """
 
     __slots__ = (

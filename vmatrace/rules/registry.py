@@ -20,8 +20,7 @@ class Rule:
     """One condition or step of the kernel's algorithm.
 
     ``feature`` switches it on, ``until`` off (ids of `vmatrace.kernel.FEATURES`); ``unobservable`` rules
-    change
-    nothing that can be seen from outside. ``module`` and ``name`` say where its function is.
+    change nothing that can be seen from outside. ``module`` and ``name`` say where its function is.
     """
 
     id: str
@@ -57,8 +56,7 @@ def rule(
     """Register a rule. Its function returns something true where the rule decides, else something false.
 
     The wrapped function notes the id in ``Kernel.decided`` when it decides, answers None when the rule is
-    switched
-    off, and asks its feature first, so that the function itself states the rule alone.
+    switched off, and asks its feature first, so that the function itself states the rule alone.
     """
     if commit is None:
         switch = FEATURES.get(feature or until or "")
@@ -78,19 +76,44 @@ def rule(
             function.__name__,
         )
 
-        @wraps(function)
-        def run(kernel: Kernel, *args: P.args, **kwargs: P.kwargs) -> R | None:
-            if kernel.off and id in kernel.off:
-                return None
-            if feature is not None and not kernel.has(feature):
-                return None
-            if until is not None and kernel.has(until):
-                return None
-            answer = function(kernel, *args, **kwargs)
-            if answer:
-                kernel.decided[id] = None
-            return answer
-
-        return cast(Callable[Concatenate[Kernel, P], R | None], run)
+        if feature is None and until is None:
+            plain = _always(id, function)
+        else:
+            plain = _switched(id, function, feature, until)
+        return cast(Callable[Concatenate[Kernel, P], R | None], wraps(function)(plain))
 
     return register
+
+
+# The two wrappers below run some twenty times in each operation: they take positional arguments only and
+# ask a feature only where the rule has one.
+
+
+def _always(id: str, function: Callable[..., R]) -> Callable[..., R | None]:
+    def run(kernel: Kernel, *args: object) -> R | None:
+        if kernel.off and id in kernel.off:
+            return None
+        answer = function(kernel, *args)
+        if answer:
+            kernel.decided[id] = None
+        return answer
+
+    return run
+
+
+def _switched(
+    id: str, function: Callable[..., R], feature: str | None, until: str | None
+) -> Callable[..., R | None]:
+    def run(kernel: Kernel, *args: object) -> R | None:
+        if kernel.off and id in kernel.off:
+            return None
+        if feature is not None and not kernel.has(feature):
+            return None
+        if until is not None and kernel.has(until):
+            return None
+        answer = function(kernel, *args)
+        if answer:
+            kernel.decided[id] = None
+        return answer
+
+    return run

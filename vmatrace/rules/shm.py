@@ -94,8 +94,7 @@ def shmdt(kernel: Kernel, operation: Operation) -> int:
 
 
 def io_setup(kernel: Kernel, operation: Operation) -> int:
-    """io_setup(nr_events, ctxp): a shared ring that cannot grow; inputs ``size`` and ``picked``. Returns
-    0."""
+    """io_setup(nr_events, ctxp): a shared ring that cannot grow; inputs ``size``, ``picked``. Returns 0."""
     size = operation.inputs.get("size")
     if size is None:
         kernel.cannot_know("the size of the aio ring is not known")

@@ -6,8 +6,9 @@ from __future__ import annotations
 from vmatrace.rules.accounting import stat_account
 from vmatrace.rules.context import Kernel
 from vmatrace.rules.copy import copy_vma
+from vmatrace.rules.hooks import Mapping
 from vmatrace.rules.merge import merge_new_range, tree_is_out_of_memory
-from vmatrace.rules.mmap_region import Mapping, map_region
+from vmatrace.rules.mmap_region import map_region
 from vmatrace.rules.model import Grow, Merge, Operation, Shrink
 from vmatrace.rules.modify import modify_flags
 from vmatrace.rules.proposal import Proposal, proposal_like
