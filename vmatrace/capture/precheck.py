@@ -70,6 +70,18 @@ def thread_groups(pids: Sequence[int]) -> tuple[int, ...]:
     return tuple(found)
 
 
+def check_output(path: Path, force: bool) -> None:
+    """Raise `UsageError` where a trace surely cannot be made at ``path``; making it decides."""
+    if path.is_dir():
+        raise UsageError(f"cannot write {path}: is a directory", "name a file with -o")
+    if not path.parent.is_dir():
+        raise UsageError(
+            f"cannot write {path}: no such directory", "create it first, or choose another with -o"
+        )
+    if not force and (path.is_symlink() or path.is_file()):
+        raise UsageError(f"{path} exists already", "choose another name with -o, or add --force")
+
+
 def check_command(name: str) -> None:
     """Raise `VmatraceError` (exit 126 or 127) where executing ``name`` would surely fail."""
     if "/" not in name:

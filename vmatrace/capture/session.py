@@ -20,7 +20,13 @@ from vmatrace.capture import target as targets
 from vmatrace.capture.interrupts import Interrupts
 from vmatrace.capture.limits import SysctlWatch, process_limits
 from vmatrace.capture.operations import TRACEPOINTS, Operations
-from vmatrace.capture.precheck import check_namespace, check_possible, no_such_process, thread_groups
+from vmatrace.capture.precheck import (
+    check_namespace,
+    check_output,
+    check_possible,
+    no_such_process,
+    thread_groups,
+)
 from vmatrace.capture.sink import Sink
 from vmatrace.capture.snapshot import SpaceView, find_place, snapshot_tables, split_views
 from vmatrace.errors import CannotTrace, UsageError, VmatraceError
@@ -87,6 +93,7 @@ class Session:
         if self.wanted.pids or self.wanted.everything:
             check_namespace("-p" if self.wanted.pids else "--all")
         self._pids = thread_groups(self.wanted.pids)
+        check_output(self.wanted.output, self.wanted.force)
         child = targets.start(self.wanted.command, self.wanted.user) if self.wanted.command else None
         try:
             with self._interrupts.caught():
