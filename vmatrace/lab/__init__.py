@@ -5,7 +5,7 @@ QEMU, mmdebstrap, mke2fs and apt do the work; here is only what ties them togeth
 
 from vmatrace.lab.job import Job
 from vmatrace.lab.kernels import Kernel, available, cached, fetch_kernel, own_kernel, resolve
-from vmatrace.lab.run import Result, fetch, run
+from vmatrace.lab.runner import Result, fetch, run
 
 __all__ = [
     "Job",

@@ -80,7 +80,10 @@ def _add_text(tar: tarfile.TarFile, name: str, text: str) -> None:
 
 def _run_script(command: Sequence[str]) -> str:
     words = " ".join(shlex.quote(word) for word in command)
-    return f"cd /{WORK}\n({words}) </dev/null >/{_OUT}/stdout 2>/{_OUT}/stderr\necho $? >/{_OUT}/rc\n"
+    overlay = "grep -qw overlay /proc/filesystems || insmod /lab/overlay.ko* 2>/dev/null\n"
+    return (
+        f"{overlay}cd /{WORK}\n({words}) </dev/null >/{_OUT}/stdout 2>/{_OUT}/stderr\necho $? >/{_OUT}/rc\n"
+    )
 
 
 def _collect_script(patterns: Sequence[str]) -> str:

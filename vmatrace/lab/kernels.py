@@ -192,6 +192,12 @@ def _fetch_into(kernel: Kernel, folder: Path, say: Say) -> None:
     with made_whole(folder) as work:
         package = apt.download(kernel.package, work, say)
         files = _unpack(package, work)
+        if "vmlinuz" not in files:
+            raise CannotTrace(
+                f"package {package.name}: holds no kernel image", "see `vmatrace lab list` for others"
+            )
+        if files == ["vmlinuz"]:
+            files += _overlay_of(kernel, apt, work, say)
         meta = {
             "release": kernel.release,
             "version": kernel.version,
@@ -227,11 +233,19 @@ def _unpack(package: Path, into: Path) -> list[str]:
             raise CannotTrace(
                 f"package {package.name}: {error}", "fetch it again: vmatrace lab fetch"
             ) from error
-    if unpacker.returncode or "vmlinuz" not in files:
-        raise CannotTrace(
-            f"package {package.name}: holds no kernel image", "see `vmatrace lab list` for others"
-        )
+    if unpacker.returncode:
+        raise CannotTrace(f"package {package.name}: damaged", "fetch it again: vmatrace lab fetch")
     return files
+
+
+def _overlay_of(kernel: Kernel, apt: Apt, work: Path, say: Say) -> list[str]:
+    """Since 6.19 modules have a package of their own, which the archive may have no longer."""
+    for package in apt.packages(f"^linux-modules-{re.escape(kernel.release)}$"):
+        file = apt.download(package, work, say)
+        files = _unpack(file, work)
+        file.unlink()
+        return files
+    return []
 
 
 def _name_of(member: tarfile.TarInfo) -> str | None:

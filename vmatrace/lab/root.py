@@ -79,7 +79,7 @@ _COPIES: Mapping[str, str] = {
 _FOLDERS = ("dev", "proc", "sys", "run", "tmp", "lab", "job", "root", "var/tmp", "etc/ld.so.conf.d")
 
 _SECTOR = 512
-_START = 2048 * _SECTOR
+START = 2048 * _SECTOR
 _FREE = 2 << 30  # what guests may write; nothing of it is stored
 _BUILD_MEGABYTES = 3000
 IMAGE = "root.img"
@@ -225,11 +225,11 @@ def _make_image(tree: Path, image: Path) -> None:
     sectors = size // _SECTOR
     signature, number = (int(part, 16) for part in PARTUUID.split("-"))
     assert number == 1
-    entry = struct.pack("<B3sB3sII", 0, b"\xfe\xff\xff", 0x83, b"\xfe\xff\xff", _START // _SECTOR, sectors)
+    entry = struct.pack("<B3sB3sII", 0, b"\xfe\xff\xff", 0x83, b"\xfe\xff\xff", START // _SECTOR, sectors)
     with image.open("wb") as file:
         file.write(struct.pack("<440sIH16s48sH", b"", signature, 0, entry, b"", 0xAA55))
-        file.truncate(_START + size)
+        file.truncate(START + size)
     features = "^has_journal,^metadata_csum,^resize_inode"
-    options = f"offset={_START},lazy_itable_init=1,root_owner=0:0"
+    options = f"offset={START},lazy_itable_init=1,root_owner=0:0"
     command = ["mke2fs", "-q", "-F", "-t", "ext4", "-O", features, "-E", options, "-m", "0", "-N", "120000"]
     tools.call([*command, "-d", str(tree), str(image), f"{size >> 10}k"])

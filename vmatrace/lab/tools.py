@@ -19,6 +19,7 @@ _PACKAGES: Mapping[str, str] = {
     "qemu-system-aarch64": "qemu-system-arm",
     "mmdebstrap": "mmdebstrap",
     "mke2fs": "e2fsprogs",
+    "debugfs": "e2fsprogs",
     "dpkg-deb": "dpkg",
     "apt-get": "apt",
     "apt-cache": "apt",

@@ -13,12 +13,11 @@ from pathlib import Path
 from types import FrameType
 
 from vmatrace.errors import CannotTrace, VmatraceError
-from vmatrace.lab import guest, tools
+from vmatrace.lab import guest, ramroot, tools
 from vmatrace.lab.cache import Say, cache_dir, need_room
 from vmatrace.lab.guest import Disks, Ending, Machine
 from vmatrace.lab.job import Job, Returned, check, pack, unpack
 from vmatrace.lab.kernels import Kernel, fetch_kernel
-from vmatrace.lab.ramroot import make_initrd
 from vmatrace.lab.root import Root, fetch_root, replace_with_finished
 
 _TRIES = 3
@@ -64,6 +63,8 @@ def run(job: Job, machine: Machine, say: Say, *, timeout: float) -> Result:
     """
     check(job)
     kernel, root = fetch(machine.kernel, say)
+    if kernel.needs_ram_root:
+        machine = replace(machine, megabytes=max(machine.megabytes, ramroot.MEGABYTES))
     machine = replace(machine, kernel=kernel)
     need_room(Path(tempfile.gettempdir()), _RUN_MEGABYTES, "a guest's results")
     with _ended_by_signals():
@@ -77,7 +78,7 @@ def _attempt(job: Job, machine: Machine, root: Root, say: Say, timeout: float) -
     for accel in [*accels[:-1], *[accels[-1]] * _TRIES]:
         tried = replace(machine, accel=accel)
         with tempfile.TemporaryDirectory(prefix="vmatrace-lab-") as folder:
-            disks = _disks(Path(folder), job, tried, root)
+            disks = _disks(Path(folder), job, tried, root, say)
             ending = guest.boot(tried, disks, up_within=_UP_WITHIN[accel], timeout=timeout)
             words = guest.last_words(disks.console)
             if ending.up is not None:
@@ -129,13 +130,14 @@ def _result(returned: Returned, ending: Ending, accel: str) -> Result:
     )
 
 
-def _disks(folder: Path, job: Job, machine: Machine, root: Root) -> Disks:
+def _disks(folder: Path, job: Job, machine: Machine, root: Root, say: Say) -> Disks:
     archive, out = folder / "job.tar", folder / "out.tar"
     kernel = machine.kernel
     overlay = next(iter(kernel.folder.glob("overlay.ko*")), None) if kernel.folder else None
     pack(job, archive, kernel.modules, overlay)
     if kernel.needs_ram_root:
-        return Disks(root.image, archive, out, folder / "console", initrd=make_initrd(root, archive, folder))
+        initrd = ramroot.make_initrd(root, archive, folder, say)
+        return Disks(root.image, archive, out, folder / "console", initrd=initrd)
     with out.open("wb") as file:
         file.truncate(_RESULT_BYTES)
     return Disks(root.image, archive, out, folder / "console")
@@ -155,7 +157,7 @@ def _finish(kernel: Kernel, root: Root, say: Say) -> Root:
         copy = folder / root.image.name
         tools.call(["cp", "--sparse=always", "--reflink=auto", str(root.image), str(copy)])
         machine = Machine(kernel, "tcg")
-        disks = replace(_disks(folder, job, machine, root), root=copy, keep=True)
+        disks = replace(_disks(folder, job, machine, root, say), root=copy, keep=True)
         ending = guest.boot(machine, disks, up_within=_UP_WITHIN["tcg"], timeout=_FINISH_S)
         if ending.up is None or ending.why or unpack(disks.out, job) is None:
             say("warning: the first guest did not finish; guests will start more slowly")
