@@ -29,6 +29,10 @@ FREED: Final = EVIDENCE["EVIDENCE_FREED"]
 OP_BRK: Final = OP_CLASSES["OP_BRK"]
 OP_MREMAP: Final = OP_CLASSES["OP_MREMAP"]
 OP_FAULT: Final = OP_CLASSES["OP_FAULT"]
+# These map a range where nothing is left: whatever a merge takes away there is a neighbour on the other side.
+_MAPS_ANEW: Final = frozenset(
+    OP_CLASSES[name] for name in ("OP_MMAP", "OP_OLD_MMAP", "OP_BRK", "OP_MREMAP", "OP_OTHER")
+)
 # Calls of these classes move no VMA's start down themselves: such a store is a stack that grew in a fault.
 _MAY_FAULT: Final = tuple(OP_CLASSES[name] for name in ("OP_NONE", "OP_LIMITS", "OP_EXEC", "OP_FORK"))
 
@@ -303,7 +307,7 @@ class _Reader:
         if merge.old is None or merge.start is None:
             return None
         if self.span is None:
-            far = len(self.victims) > 1
+            far = len(self.victims) > (self.op_class not in _MAPS_ANEW)
         else:
             lo, hi = self.span
             far = any(known is None or known[1] <= lo or hi <= known[0] for _, known in self.victims)
