@@ -39,7 +39,7 @@ struct space {
 	u32 evidence;		/* events in this section; odd: the last cell has room for one more */
 	u64 range[6];		/* three of [from, to); bcc takes one-dimensional arrays only */
 	u32 ranges, current_range;
-	u32 rows, kind;
+	u32 rows, kind, bits;
 	u32 part, broken;	/* of this section: records made so far; whether one of them was lost */
 	u64 store_lo, store_hi;
 	u64 acquired, arg;

@@ -1,47 +1,65 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
 /* The walk of the maple tree: slot by slot over up to three ranges, by a program that calls itself again. */
 
+/* Members that some configurations lack. */
+#ifdef OFF_vma_vm_policy
+#define VMA_WORD_POLICY(v)	((v)[OFF_vma_vm_policy / 8])
+#else
+#define VMA_WORD_POLICY(v)	0
+#endif
+#ifdef OFF_vma_vm_userfaultfd_ctx
+#define VMA_WORD_UFFD(v)	((v)[OFF_vma_vm_userfaultfd_ctx / 8])
+#else
+#define VMA_WORD_UFFD(v)	0
+#endif
+#ifdef OFF_vma_anon_name
+#define VMA_WORD_NAME(v)	((v)[OFF_vma_anon_name / 8])
+#else
+#define VMA_WORD_NAME(v)	0
+#define OFF_anon_name_name	0
+#endif
+
+/* A NUMA policy by its content, in one word; 0 for none. Pointers would not do: each VMA has a copy of its own. */
 static __always_inline u64 policy_content(u64 policy)
 {
-	u64 mode = read_half(policy + OFF_mempolicy_mode);	/* mode and flags, 16 bits each */
-	u64 nodes = read_word(policy + OFF_mempolicy_nodes);
-	u64 home = 0, user;
+	u64 mode, nodes, user, home = 0;
 
+	if (!policy)
+		return 0;
+	mode = read_half(policy + OFF_mempolicy_mode);	/* mode and flags, 16 bits each */
+	nodes = read_word(policy + OFF_mempolicy_nodes);
+	user = read_word(policy + OFF_mempolicy_w);
 #ifdef OFF_mempolicy_home_node
 	home = read_half(policy + OFF_mempolicy_home_node) & 0xff;
 #endif
-	user = read_word(policy + OFF_mempolicy_w);
-	return (mode & 0xf) + 1 | (mode >> 16 & 0xffff) << 4 | home << 20 | (nodes & 0xffff) << 28 |
+	return ((mode & 0xf) + 1) | (mode >> 16 & 0xffff) << 4 | home << 20 | (nodes & 0xffff) << 28 |
 	       (user & 0xffff) << 44;
 }
 
+/*
+ * One VMA as a cell, and its rare attributes as another. What is found out goes to memory at once: the verifier
+ * forgets there which way it came, and follows one path on instead of many.
+ */
 static __always_inline void add_row(struct space *s, u64 vma)
 {
-	u64 *v = s->vma, bits = 0, ops, policy = 0, uffd = 0, name = 0, *cell;
+	u64 *v = s->vma, *cell, ops, chain;
 
 	if (bpf_probe_read_kernel(v, VMA_READ_SIZE, (void *)vma))
 		s->cover_flags |= COVER_UNREADABLE;
+	chain = v[OFF_vma_anon_vma_chain / 8] ^ v[OFF_vma_anon_vma_chain / 8 + 1];
+	s->bits = 0;
+	if (chain)
+		s->bits |= ROW_FORKED;
 	ops = v[OFF_vma_vm_ops / 8];
 	if (!ops)
-		bits |= ROW_ANONYMOUS;
+		s->bits |= ROW_ANONYMOUS;
 	else if (read_word(ops + OFF_vm_ops_close))
-		bits |= ROW_CLOSE;
-	if (v[OFF_vma_anon_vma_chain / 8] != v[OFF_vma_anon_vma_chain / 8 + 1])
-		bits |= ROW_FORKED;
+		s->bits |= ROW_CLOSE;
 	if (v[OFF_vma_vm_file / 8])
 		note_file(s, v[OFF_vma_vm_file / 8]);
-#ifdef OFF_vma_vm_policy
-	policy = v[OFF_vma_vm_policy / 8];
-#endif
-#ifdef OFF_vma_vm_userfaultfd_ctx
-	uffd = v[OFF_vma_vm_userfaultfd_ctx / 8];
-#endif
-#ifdef OFF_vma_anon_name
-	name = v[OFF_vma_anon_name / 8];
-#endif
-	if (policy || uffd || name)
-		bits |= ROW_EXTRA;
-	cell = next_cell(s, s->role | bits << 32);
+	if (VMA_WORD_POLICY(v) | VMA_WORD_UFFD(v) | VMA_WORD_NAME(v))
+		s->bits |= ROW_EXTRA;
+	cell = next_cell(s, s->role | (u64)s->bits << 32);
 	cell[1] = v[OFF_vma_vm_start / 8];
 	cell[2] = v[OFF_vma_vm_end / 8];
 	cell[3] = v[OFF_vma_vm_flags / 8];
@@ -50,20 +68,18 @@ static __always_inline void add_row(struct space *s, u64 vma)
 	cell[6] = v[OFF_vma_anon_vma / 8];
 	cell[7] = v[OFF_vma_vm_file / 8];
 	s->rows++;
-	if (bits & ROW_EXTRA) {
-		cell = next_cell(s, CELL_EXTRA | (u64)s->role << 8);
-		cell[1] = uffd;
-		cell[2] = policy ? policy_content(policy) : 0;
-		cell[3] = 0;
-		cell[4] = 0;
-		cell[5] = 0;
-		cell[6] = 0;
-		cell[7] = 0;
-#ifdef OFF_vma_anon_name
-		if (name)
-			bpf_probe_read_kernel_str(&cell[3], 40, (void *)(name + OFF_anon_name_name));
-#endif
-	}
+	if (!(s->bits & ROW_EXTRA))
+		return;
+	cell = next_cell(s, CELL_EXTRA | (u64)s->role << 8);
+	cell[1] = VMA_WORD_UFFD(v);
+	cell[2] = policy_content(VMA_WORD_POLICY(v));
+	cell[3] = 0;
+	cell[4] = 0;
+	cell[5] = 0;
+	cell[6] = 0;
+	cell[7] = 0;
+	if (VMA_WORD_NAME(v))
+		bpf_probe_read_kernel_str(&cell[3], 40, (void *)(VMA_WORD_NAME(v) + OFF_anon_name_name));
 }
 
 /* Closes one walked range: the interval it is complete for, with the mm's own fields of that moment. */
@@ -114,7 +130,7 @@ static __always_inline void start_range(struct space *s)
 #define COUNT_PIVOT(j)							\
 	t = ((v[j + 1] - 1) >> 12) - (addr >> 12);			\
 	asm volatile("" : "+r"(t));					\
-	i += (t >> 63) & (j < 9 || wide);
+	i += (t >> 63) & (j < 9 ? 1 : wide);
 
 /* One level down or one slot on. Returns 1 when all ranges are done. */
 static __always_inline int step(struct space *s, u64 mm)
@@ -144,11 +160,11 @@ static __always_inline int step(struct space *s, u64 mm)
 			s->cover_flags |= COVER_DEAD_NODE;
 		u32 type = node >> 3 & 15;
 
-		wide = type != MAPLE_ARANGE;
+		wide = ((type ^ MAPLE_ARANGE) + 1) >> 1;	/* types 1, 2, 3: without a branch */
 		COUNT_PIVOT(0) COUNT_PIVOT(1) COUNT_PIVOT(2) COUNT_PIVOT(3) COUNT_PIVOT(4)
 		COUNT_PIVOT(5) COUNT_PIVOT(6) COUNT_PIVOT(7) COUNT_PIVOT(8) COUNT_PIVOT(9)
 		COUNT_PIVOT(10) COUNT_PIVOT(11) COUNT_PIVOT(12) COUNT_PIVOT(13) COUNT_PIVOT(14)
-		base = wide ? OFF_range64_slot / 8 : OFF_arange64_slot / 8;
+		base = OFF_arange64_slot / 8 + wide * ((OFF_range64_slot - OFF_arange64_slot) / 8);
 		entry = v[hidden(base + i) & 31];
 		end = v[hidden(i + 1) & 31];
 		hi = (i + 1 < base && end) ? end : s->walk_max;
