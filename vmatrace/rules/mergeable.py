@@ -20,7 +20,7 @@ def range_is_special(kernel: Kernel, proposal: Proposal) -> int:
 @rule("policy_equal", "is_mergeable_vma")
 def policies_differ(kernel: Kernel, proposal: Proposal, neighbour: Vma) -> bool:
     """Memory policies must be equal in content (mpol_equal); a new range has none."""
-    return proposal.policy != neighbour.policy
+    return proposal.policy != neighbour.policy and kernel.limits.config.numa
 
 
 @rule("flags_equal", "is_mergeable_vma")
@@ -61,13 +61,13 @@ def files_differ(kernel: Kernel, proposal: Proposal, neighbour: Vma) -> bool:
 @rule("uffd_equal", "is_mergeable_vm_userfaultfd_ctx")
 def userfaultfd_contexts_differ(kernel: Kernel, proposal: Proposal, neighbour: Vma) -> bool:
     """The userfaultfd context must be the same; a new range has none."""
-    return proposal.uffd != neighbour.uffd
+    return proposal.uffd != neighbour.uffd and kernel.limits.config.uffd
 
 
 @rule("anon_name_equal", "anon_vma_name_eq")
 def anonymous_names_differ(kernel: Kernel, proposal: Proposal, neighbour: Vma) -> bool:
     """Anonymous names must be equal as text; a new range has none."""
-    return proposal.name != neighbour.name
+    return proposal.name != neighbour.name and kernel.limits.config.anon_vma_name
 
 
 @rule(
