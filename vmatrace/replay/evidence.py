@@ -19,6 +19,8 @@ UNMAPPED: Final = EVIDENCE["EVIDENCE_UNMAPPED"]
 FREED: Final = EVIDENCE["EVIDENCE_FREED"]
 _BIRTHS: Final = (ALLOC, DUP)
 
+_DEATHS: Final = {MERGED: "a VMA merged away", UNMAPPED: "a VMA unmapped", FREED: "a VMA freed without a cause"}
+
 Event = tuple[int, int, int, int]
 
 
@@ -67,11 +69,16 @@ def without_aborted(events: Sequence[Event]) -> list[Event]:
 
 
 def compare(
-    expected: Expected, events: Sequence[Event], effects: Sequence[Effect], unstored_birth: bool
+    expected: Expected,
+    events: Sequence[Event],
+    effects: Sequence[Effect],
+    unstored_birth: bool,
+    told: set[int],
 ) -> tuple[str, dict[Hashable, Hashable]]:
     """Hold the expected evidence against the seen: "" or the first difference, and which object each symbol is.
 
-    ``unstored_birth``: a birth need not be stored (brk's first heap).
+    ``unstored_birth``: a birth need not be stored (brk's first heap). ``told``: the causes of deaths that this
+    kernel lets a trace tell; another death may have any other cause. It grows by what is seen.
     """
     seen = without_aborted(events)
     births = [obj for what, obj, _, _ in seen if what in _BIRTHS]
@@ -87,20 +94,22 @@ def compare(
         wanted[STORE, names.get(obj, obj), start, end] += 1
     for obj in expected.deaths:
         wanted[MERGED if obj in victims else UNMAPPED, names.get(obj, obj), 0, 0] += 1
-    return _difference(wanted, seen, unstored_birth), names
+    told.update(what for what, _, _, _ in seen)
+    return _difference(wanted, seen, unstored_birth, told), names
 
 
-def _difference(wanted: Counter[tuple[int, Hashable, int, int]], seen: Sequence[Event], unstored: bool) -> str:
+def _difference(
+    wanted: Counter[tuple[int, Hashable, int, int]], seen: Sequence[Event], unstored: bool, told: set[int]
+) -> str:
     got: Counter[tuple[int, Hashable, int, int]] = Counter()
     for what, obj, start, end in seen:
-        if what == STORE:
-            got[STORE, obj, start, end] += 1
-        elif what in (MERGED, UNMAPPED):
-            got[what, obj, 0, 0] += 1
-        elif what == FREED:
-            got[MERGED if wanted[MERGED, obj, 0, 0] else UNMAPPED, obj, 0, 0] += 1
-        elif what not in _BIRTHS:
-            return f"evidence of an unknown kind {what}"
+        if what in _BIRTHS:
+            if start or end:
+                return "the birth of a VMA object has a range"
+            continue
+        if what == FREED:
+            what = _cause(wanted, obj, told)
+        got[what, obj, start, end] += 1
     for key in wanted - got:
         if not (unstored and key[0] == STORE):
             return f"{_name(key)} was expected and not seen"
@@ -109,8 +118,16 @@ def _difference(wanted: Counter[tuple[int, Hashable, int, int]], seen: Sequence[
     return ""
 
 
+def _cause(wanted: Counter[tuple[int, Hashable, int, int]], obj: Hashable, told: set[int]) -> int:
+    """What a death of unknown cause stands for: a cause that this kernel's traces never name."""
+    for cause in (MERGED, UNMAPPED):
+        if cause not in told and wanted[cause, obj, 0, 0]:
+            return cause
+    return FREED
+
+
 def _name(key: tuple[int, Hashable, int, int]) -> str:
     what, _, start, end = key
     if what == STORE:
         return f"the store of a VMA at [{start:#x}, {end:#x})"
-    return "a VMA merged away" if what == MERGED else "a VMA unmapped"
+    return _DEATHS.get(what, f"evidence of kind {what}")

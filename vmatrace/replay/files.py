@@ -101,6 +101,20 @@ class Learnt:
     close: bool
 
 
+def _given(info: FileInfo) -> FileGiven:
+    """A file as an input of mmap, without what its driver does."""
+    bits = info.bits
+    return FileGiven(
+        info.identity,
+        readable=bool(bits & FILE_BITS["FILE_READ"]),
+        writable=bool(bits & FILE_BITS["FILE_WRITE"]),
+        noexec=bool(bits & FILE_BITS["FILE_NOEXEC"]),
+        write_sealed=bool(bits & FILE_BITS["FILE_SEALED"]),
+        prepare=bool(bits & FILE_BITS["FILE_MMAP_PREPARE"]),
+        kind=kind_of(info, False, False)[0],
+    )
+
+
 class Files:
     """The files of a trace as they come to be known, and the drivers learnt so far."""
 
@@ -114,15 +128,7 @@ class Files:
         if info is None:
             return "the mapped file is not described in the trace"
         bits = info.bits
-        given = FileGiven(
-            identity,
-            readable=bool(bits & FILE_BITS["FILE_READ"]),
-            writable=bool(bits & FILE_BITS["FILE_WRITE"]),
-            noexec=bool(bits & FILE_BITS["FILE_NOEXEC"]),
-            write_sealed=bool(bits & FILE_BITS["FILE_SEALED"]),
-            prepare=bool(bits & FILE_BITS["FILE_MMAP_PREPARE"]),
-            kind=kind_of(info, False, False)[0],
-        )
+        given = _given(info)
         if not bits & (FILE_BITS["FILE_READ"] | FILE_BITS["FILE_WRITE"]):
             if shared:
                 return "how the file was opened is not in the trace"
@@ -131,6 +137,14 @@ class Files:
             # A shared map of /dev/zero ends with a shmem file of its own: what was given is not what is kept.
             return replace(given, identity=("/dev/zero", identity), kept=identity, readable=True, writable=True)
         return self._driver(info, given, shared)
+
+    def opened(self, identity: int) -> FileGiven | None:
+        """What is known of a file that could not be mapped."""
+        info = self.known.get(identity)
+        if info is None or not info.bits & (FILE_BITS["FILE_READ"] | FILE_BITS["FILE_WRITE"]):
+            return None
+        can_map = bool(info.bits & (FILE_BITS["FILE_MMAP"] | FILE_BITS["FILE_MMAP_PREPARE"]))
+        return replace(_given(info), can_map=can_map)
 
     def _driver(self, info: FileInfo, given: FileGiven, shared: bool) -> FileGiven | str:
         if info.magic == SECRETMEM:

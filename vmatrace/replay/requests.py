@@ -49,6 +49,12 @@ class Open(NamedTuple):
     reason: str
 
 
+class Wrong(NamedTuple):
+    """What the record says of the call cannot be; why."""
+
+    reason: str
+
+
 @dataclass(slots=True)
 class Seen:
     """What a call's inputs may be taken from: its result, and what was there when its write section ended."""
@@ -57,6 +63,8 @@ class Seen:
     abi: int
     args: tuple[int, ...]
     result: int
+    #: A failed mmap's file, 0 where it is not known.
+    file: int
     page_size: int
     #: VMAs read when the lock was let go.
     after: Sequence[Vma]
@@ -64,6 +72,19 @@ class Seen:
     files: Files
     #: Objects born in the operation, with the range of their first store.
     born: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    #: Whether nothing can be missing: no record was lost, and the place of the result was read.
+    whole: bool = True
+
+    def no_file(self, address: int) -> Open | Wrong:
+        """What it means that no mapped file was read where the call put it."""
+        if self.whole and self.after:
+            return Wrong(f"the call returned {address:#x}, where no file is mapped")
+        return Open("the mapped file was not read")
+
+    def no_description(self) -> Open | Wrong:
+        """What it means that the trace does not describe a file."""
+        reason = "the mapped file is not described in the trace"
+        return Wrong(reason) if self.whole else Open(reason)
 
     def at(self, address: int) -> Vma | None:
         """The VMA read at ``address`` afterwards."""
@@ -73,7 +94,7 @@ class Seen:
         return None
 
 
-Request = Operation | Skip | Open
+Request = Operation | Skip | Open | Wrong
 
 #: Stands for an identity that a failed call does not tell.
 UNKNOWN: Final = ("unknown",)
@@ -122,25 +143,44 @@ def _mmap(args: dict[str, int], seen: Seen) -> Request:
     anonymous = bool(flags & MAP_ANONYMOUS) and not flags & MAP_HUGETLB
     if not anonymous:
         given = _file_of_map(args, flags, picked, seen)
-        if isinstance(given, str):
-            return Open(given)
-        inputs["file"] = given
+        if isinstance(given, Open | Wrong):
+            return given
+        if given is not None:
+            inputs["file"] = given
         if flags & MAP_HUGETLB:
-            if not given.huge_size:
+            if given is None or not given.huge_size:
                 return Open("the huge page size is not known")
             args["flags"] = flags & ~(MAP_ANONYMOUS | MAP_HUGETLB)
     return Operation("mmap", args, inputs)
 
 
-def _file_of_map(args: dict[str, int], flags: int, picked: int | None, seen: Seen) -> FileGiven | str:
+def _file_of_map(
+    args: dict[str, int], flags: int, picked: int | None, seen: Seen
+) -> FileGiven | Open | Wrong | None:
     if picked is None:
-        # Which file it was is not in the trace; only tests that no file decides can be predicted.
-        return FileGiven(UNKNOWN, huge_size=_HUGE if flags & MAP_HUGETLB else 0)
+        return _file_of_failed_map(flags, seen)
     vma = seen.at(picked)
     if vma is None or not isinstance(vma.file, int):
-        return "the mapped file was not read"
+        return seen.no_file(picked)
+    if vma.file not in seen.files.known:
+        return seen.no_description()
     shared = flags & MAP_TYPE in (MAP_SHARED, MAP_SHARED_VALIDATE)
-    return seen.files.given(vma.file, shared, not flags & MAP_ANONYMOUS)
+    given = seen.files.given(vma.file, shared, not flags & MAP_ANONYMOUS)
+    return Open(given) if isinstance(given, str) else given
+
+
+def _file_of_failed_map(flags: int, seen: Seen) -> FileGiven | None:
+    """The file that a failed mmap was given, None where there was none of that number.
+
+    Where it is not known: one that passes every test of a file.
+    """
+    unknown = FileGiven(UNKNOWN, huge_size=_HUGE if flags & MAP_HUGETLB else 0)
+    if flags & MAP_ANONYMOUS:
+        return unknown
+    if not seen.file:
+        return None
+    given = seen.files.opened(seen.file)
+    return unknown if given is None else given
 
 
 def _old_mmap(args: dict[str, int], seen: Seen) -> Request:
@@ -257,7 +297,7 @@ def _shmat(args: dict[str, int], seen: Seen) -> Request:
         return Open("the size of the segment is not in the trace")
     vma = seen.at(seen.result)
     if vma is None or not isinstance(vma.file, int):
-        return Open("the segment was not read")
+        return seen.no_file(seen.result)
     file = FileGiven(vma.file, writable=not args["shmflg"] & SHM_RDONLY)
     return Operation("shmat", args, {"picked": seen.result, "size": vma.end - vma.start, "file": file})
 

@@ -123,9 +123,14 @@ class SpaceState:
         return all(hi <= start or end <= lo for start, end in self.unknown)
 
     def adopt(self, lo: int, hi: int, rows: Sequence[Vma]) -> None:
-        """Make the model say what was read of ``[lo, hi)``."""
+        """Make the model say what was read of ``[lo, hi)``; rows that cannot be are left out, and that unknown."""
         old = self.space.overlapping(lo, hi)
-        new = list(rows)
+        new: list[Vma] = []
+        for row in rows:
+            if max(lo, new[-1].end if new else 0) <= row.start < row.end <= hi:
+                new.append(row)
+        if len(new) != len(rows):
+            self.unknown.append((lo, hi))
         if old and old[0].start < lo:
             new.insert(0, old[0].cut(old[0].start, lo, self.shift))
         if old and old[-1].end > hi:

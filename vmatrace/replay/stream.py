@@ -21,7 +21,7 @@ _SECTION: Final = (
 )  # fmt: skip
 _VMA: Final = ("start", "end", "flags", "pgoff", "bits", "object", "anon_vma", "file", "uffd", "policy")
 _CALL: Final = (
-    "index", "time", "space", "pid", "tid", "abi", "nr", "result", "arg0", "arg1", "arg2", "arg3", "arg4", "arg5",
+    "index", "time", "space", "pid", "tid", "abi", "nr", "result", "file", "arg0", "arg1", "arg2", "arg3", "arg4", "arg5",
 )  # fmt: skip
 
 
@@ -66,6 +66,8 @@ class Call(NamedTuple):
     abi: int
     nr: int
     result: int
+    #: A failed mmap's file, 0 where there is none of that number.
+    file: int
     args: tuple[int, ...]
 
 
@@ -98,7 +100,7 @@ class _Batch:
     def call(self, row: int) -> Call:
         """The call in row ``row`` of the batch's table."""
         values = self._calls[row]
-        return Call(*values[:8], values[8:])
+        return Call(*values[:9], values[9:])
 
 
 def _rows(sections: Table, name: str) -> list[Row]:
@@ -117,12 +119,12 @@ class Reader:
 
     def __init__(self, file: TraceFile, records: Records) -> None:
         self._file = file
-        self._section_row = records.section_row
-        self._call_row = records.call_row
+        self._section_row = _places(records.section_row, len(records.sections["index"]))
+        self._call_row = _places(records.call_row, len(records.calls["index"]))
         self._section_batch = records.section_batch.tolist()
         self._call_batch = records.call_batch.tolist()
-        self._section_at = np.searchsorted(records.section_batch, records.section_row, side="right") - 1
-        self._call_at = np.searchsorted(records.call_batch, records.call_row, side="right") - 1
+        self._section_at = np.searchsorted(records.section_batch, self._section_row, side="right") - 1
+        self._call_at = np.searchsorted(records.call_batch, self._call_row, side="right") - 1
         self._batches: dict[int, _Batch] = {}
 
     def section(self, number: int) -> Section:
@@ -145,6 +147,11 @@ class Reader:
                 del self._batches[min(self._batches)]
             batch = self._batches[number] = _Batch(tables)
         return batch
+
+
+def _places(rows: Any, count: int) -> Any:
+    """Rows of the file by number; None: they stand in the file as they are numbered."""
+    return np.arange(count, dtype=np.uint32) if rows is None else rows
 
 
 class Item(NamedTuple):
