@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from vmatrace.errors import UsageError, nearest
 from vmatrace.kernel import RuleSet
+from vmatrace.rules.accounting import counters_of
 from vmatrace.rules.constants import parse_constant
 from vmatrace.rules.model import (
     NO_LIMIT,
@@ -31,7 +32,6 @@ from vmatrace.rules.model import (
     Split,
     Unmap,
     Unmodelled,
-    counters_of,
 )
 from vmatrace.simulator import CALLS, STEPS, apply
 from vmatrace.vma import AddressSpace, Vma, flag_names, parse_flags

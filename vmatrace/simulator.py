@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from vmatrace.errors import UsageError, nearest
 from vmatrace.kernel import RuleSet
 from vmatrace.rules import load_all, steps
+from vmatrace.rules.accounting import counters_of
 from vmatrace.rules.context import Kernel
 from vmatrace.rules.model import (
     Change,
@@ -28,7 +29,6 @@ from vmatrace.rules.model import (
     Split,
     Unmap,
     Unmodelled,
-    counters_of,
 )
 from vmatrace.rules.registry import RULES, Rule
 from vmatrace.vma import AddressSpace

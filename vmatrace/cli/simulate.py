@@ -16,16 +16,20 @@ from vmatrace.scenario import Outcome, Scenario, read_scenarios, run_scenario
 from vmatrace.simulator import check_rule_ids
 
 RulesOption = Annotated[
-    str, typer.Option("--rules", help="Rule set: a release (6.18), with +feature and -feature.")
+    str | None,
+    typer.Option("--rules", help="Rule set: a release (6.18), +feature, -feature; else the scenario's own."),
 ]
 WithoutOption = Annotated[
     list[str] | None, typer.Option("--without", help="Switch a rule off (may be repeated).")
 ]
 
+# What a scenario that names no rule set is run under.
+_DEFAULT_RULES = "6.18"
+
 
 def command(
     scenario: Annotated[Path, typer.Argument(help="Scenarios, one JSON object a line.")],
-    rules: RulesOption = "6.18",
+    rules: RulesOption = None,
     without: WithoutOption = None,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Run the other lines after a bad one.")
@@ -33,7 +37,7 @@ def command(
     format: FormatOption = Format.table,
 ) -> int:
     """Run each scenario through the rules and compare the outcome with what it expects."""
-    chosen = rule_set(rules)
+    chosen = None if rules is None else rule_set(rules)
     disabled = frozenset(without or ())
     check_rule_ids(disabled)
     outcomes: list[tuple[Scenario, Outcome]] = []
@@ -42,7 +46,8 @@ def command(
         try:
             if isinstance(item, UsageError):
                 raise item
-            outcomes += [(item, outcome) for outcome in run_scenario(item, chosen, disabled)]
+            own = chosen or rule_set(item.rules[0] if item.rules else _DEFAULT_RULES)
+            outcomes += [(item, outcome) for outcome in run_scenario(item, own, disabled)]
         except UsageError as error:
             if not keep_going:
                 raise
@@ -54,7 +59,8 @@ def command(
         )
     _print(outcomes, format)
     failed = sum(outcome.agrees is False for _, outcome in outcomes)
-    common.note(f"{len(outcomes)} operations by rules {chosen.name} ({chosen.label}): {failed} disagree")
+    which = f"rules {chosen.name} ({chosen.label})" if chosen else "the rules that each scenario names"
+    common.note(f"{len(outcomes)} operations by {which}: {failed} disagree")
     return EXIT_USAGE if bad else EXIT_FAILED if failed else EXIT_OK
 
 

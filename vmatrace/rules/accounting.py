@@ -5,7 +5,7 @@ from __future__ import annotations
 from vmatrace.rules.context import Kernel
 from vmatrace.rules.model import MmState
 from vmatrace.rules.registry import rule
-from vmatrace.vma import EXEC, GROWSDOWN, LOCKED, SHADOW_STACK, SHARED, WRITE, Vma
+from vmatrace.vma import EXEC, GROWSDOWN, LOCKED, SHADOW_STACK, SHARED, WRITE, AddressSpace, Vma
 
 
 def is_data(flags: int) -> bool:
@@ -40,6 +40,14 @@ def account(mm: MmState, vma: Vma, pages: int) -> None:
     stat_account(mm, vma.flags, pages)
     if vma.flags & LOCKED:
         mm.locked_vm += pages
+
+
+def counters_of(space: AddressSpace, page_size: int = 4096) -> MmState:
+    """The mm's counters as its VMAs alone give them (a kernel that loses count is not seen here)."""
+    mm = MmState(map_count=len(space))
+    for vma in space:
+        account(mm, vma, (vma.end - vma.start) // page_size)
+    return mm
 
 
 @rule("rlimit_as", "may_expand_vm")

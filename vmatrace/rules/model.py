@@ -292,20 +292,8 @@ class Result:
         return sum(1 for effect in self.effects if type(effect) is kind)
 
 
-def counters_of(space: AddressSpace, page_size: int = 4096) -> MmState:
-    """The mm's counters as the VMAs alone give them (no deltas lost to kernel bugs)."""
-    from vmatrace.rules.accounting import (
-        account,  # the one rule this needs; imported late as it needs MmState
-    )
-
-    mm = MmState(map_count=len(space))
-    for vma in space:
-        account(mm, vma, (vma.end - vma.start) // page_size)
-    return mm
-
-
 __all__ = [
     "Change", "Config", "Copy", "Effect", "FileGiven", "Grow", "ImpossibleInput", "KernelError", "Limits",
     "Merge", "MmState", "NO_LIMIT",
-    "New", "Operation", "Policy", "Result", "Shrink", "Split", "Unmap", "Unmodelled", "Vma", "counters_of",
+    "New", "Operation", "Policy", "Result", "Shrink", "Split", "Unmap", "Unmodelled", "Vma",
 ]  # fmt: skip

@@ -1,0 +1,128 @@
+"""vmatrace simulate and vmatrace rules as a user meets them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vmatrace.cli import main
+
+PAGE = 4096
+
+
+def line(**more: object) -> str:
+    left = {"start": 0, "end": PAGE, "pgoff": 0, "flags": ["READ"]}
+    grown = {**left, "end": 2 * PAGE}
+    new = {"op": "merge_new", "start": PAGE, "end": 2 * PAGE, "pgoff": 1, "flags": ["READ"]}
+    expect = {"outcome": "merge_left", "errno": None, "vmas": [grown]}
+    return json.dumps({"name": "grow", "vmas": [left], "operation": new, "expect": expect, **more})
+
+
+def write(path: Path, *lines: str) -> str:
+    file = path / "s.jsonl"
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(file)
+
+
+def test_agreement_exits_0_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", write(tmp_path, line())]) == 0
+    out, err = capsys.readouterr()
+    assert "grow: merge_left agrees" in out
+    assert "before  |a|" in out
+    assert "after   |aaa|" in out
+    assert "0 disagree" in err
+
+
+def test_a_difference_exits_1_and_says_which(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expect = {"outcome": "none", "errno": None, "vmas": []}
+    assert main(["simulate", write(tmp_path, line(expect=expect)), "--rules", "7.1"]) == 1
+    out, _ = capsys.readouterr()
+    assert "DISAGREES" in out
+    assert "outcome: expected none, got merge_left" in out
+
+
+def test_json_has_the_promised_fields(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", write(tmp_path, line(), line(expect=None)), "--format", "json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["schema"] == 1
+    first, second = data["results"]
+    assert set(first) == {"name", "outcome", "errno", "vmas", "agrees", "rules"}
+    assert (first["agrees"], second["agrees"]) == (True, None)
+    assert first["vmas"][0]["end"] == 2 * PAGE
+
+
+def test_bad_lines_exit_2_and_name_the_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, line(), line(page_size=5))
+    assert main(["simulate", path]) == 2
+    assert f"error: {path}:2: page_size 5" in capsys.readouterr().err
+    assert main(["simulate", path, "--keep-going"]) == 2
+    out, err = capsys.readouterr()
+    assert "grow: merge_left agrees" in out
+    assert f"{path}:2" in err
+
+
+def test_an_impossible_step_is_bad_input_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new = {"op": "merge_new", "start": 0, "end": PAGE, "pgoff": 0, "flags": ["READ"]}
+    assert main(["simulate", write(tmp_path, line(operation=new))]) == 2
+    assert "not free" in capsys.readouterr().err
+
+
+def test_a_rule_switched_off_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = json.loads(line())
+    other["operation"]["flags"] = ["WRITE"]
+    other["expect"] = {"outcome": "none", "vmas": other["vmas"]}
+    path = write(tmp_path, json.dumps(other))
+    assert main(["simulate", path]) == 0
+    assert main(["simulate", path, "--without", "flags_equal"]) == 1
+    capsys.readouterr()
+    assert main(["simulate", path, "--without", "flag_equal"]) == 2
+    assert "flags_equal" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rules", ["6.99", "6.18.44", "6.18+copied_fro"])
+def test_unknown_rule_sets_are_refused(
+    tmp_path: Path, rules: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["simulate", write(tmp_path, line()), "--rules", rules]) == 2
+    assert "hint:" in capsys.readouterr().err
+
+
+def test_an_empty_or_missing_file_is_refused(tmp_path: Path) -> None:
+    assert main(["simulate", write(tmp_path, "")]) == 2
+    assert main(["simulate", str(tmp_path / "missing")]) == 2
+
+
+def test_a_scenario_runs_under_the_rules_that_it_names(tmp_path: Path) -> None:
+    closed = {"start": 0, "end": PAGE, "pgoff": 0, "flags": ["READ"], "close": True, "anonymous": True}
+    expect = {"outcome": "none", "vmas": [closed]}
+    path = write(tmp_path, line(vmas=[closed], expect=expect, rules="6.1"))
+    assert main(["simulate", path]) == 0
+    assert main(["simulate", path, "--rules", "6.18"]) == 1
+
+
+def test_rules_are_found_by_id_and_by_kernel_function(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rules", "flags_equal"]) == 0
+    assert "Flags must be equal" in capsys.readouterr().out
+    assert main(["rules", "mprotect_fixup"]) == 0
+    assert "write_gains_account" in capsys.readouterr().out
+    assert main(["rules", "flags_equl"]) == 2
+    assert "flags_equal" in capsys.readouterr().err
+
+
+def test_rules_can_be_listed_for_one_rule_set(capsys: pytest.CaptureFixture[str]) -> None:
+    listed = {}
+    for name in ("6.1", "7.3"):
+        assert main(["rules", "--rules", name, "--format", "json"]) == 0
+        listed[name] = {rule["id"] for rule in json.loads(capsys.readouterr().out)["rules"]}
+    assert "close_refuses" in listed["6.1"] - listed["7.3"]
+    assert "anon_offset_linear" in listed["7.3"] - listed["6.1"]
+
+
+def test_every_rule_has_a_sentence_and_a_function(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rules", "--format", "json"]) == 0
+    for rule in json.loads(capsys.readouterr().out)["rules"]:
+        assert rule["sentence"].endswith("."), rule["id"]
+        assert rule["kernel_function"]
+        assert rule["module"].startswith("vmatrace.rules.")
