@@ -327,5 +327,8 @@ def _chunk_faults(
     expected = effects["new"] + effects["copy"] + effects["split"] - effects["unmap"] - effects["victim"]
     # An exec starts anew, the last look comes after the VMAs are gone.
     counted = (sections["kind"][part] == KINDS["SECTION"]) & (count[1:] > 0)
-    wrong = known & ~gap & counted & (previous > 0) & (count[1:] - previous != expected)
-    return gap, wrong
+    error = np.where(known & ~gap & counted & (previous > 0), count[1:] - previous - expected, 0)
+    # One wrong count makes two wrong steps: the second only leads back.
+    echo = np.zeros(len(error), bool)
+    echo[1:] = (error[1:] == -error[:-1]) & same[1:]
+    return gap, (error != 0) & ~echo
