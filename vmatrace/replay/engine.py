@@ -17,7 +17,7 @@ from vmatrace.replay.requests import SKIPPED_KINDS, Open, Request, Seen, Skip, W
 from vmatrace.replay.result import FAILED, INPUT, PASSED, SKIPPED, UNDECIDED, ReplayResult, Verdict
 from vmatrace.replay.state import EVERYTHING, SpaceState, TracedSpace
 from vmatrace.replay.stream import (
-    FAULT, FILE, LIMIT, LOSS, OPERATION, TASK, Call, Cover, Reader, Row, Section, items,
+    FAULT, FILE, LIMIT, OPERATION, SECTION, TASK, Call, Cover, Reader, Row, Section, items,
 )  # fmt: skip
 from vmatrace.rules.model import ImpossibleInput, Limits, MmState, New, Operation, Result, Unmodelled
 from vmatrace.schema import KINDS, OP_CLASSES, ROW_BITS
@@ -65,6 +65,7 @@ class Replayer:
         self.merges_refused = 0
         #: Kinds of evidence that this trace is known to tell apart.
         self.told: set[int] = set()
+        self.lossy = trace.lost_records > 0
         self.tgids: dict[int, int] = {}
 
     # ---- the walk ----
@@ -86,9 +87,7 @@ class Replayer:
                 self._task(records.tasks[number])
             elif what == LIMIT:
                 self.limits.row(records.limits[number], self.pids)
-            elif what == LOSS:
-                self._loss(records.losses[number])
-            else:
+            elif what == SECTION:
                 self._idle_section(number)
         return ReplayResult(
             self._about(), self.rules, self.verdicts, self._effects(), self.trace.lost_records,
@@ -117,13 +116,6 @@ class Replayer:
         self.tgids[tid] = pid
         if pid == tid:
             self.limits.fork(self.tgids.get(parent, parent), pid)
-
-    def _loss(self, row: dict[str, Any]) -> None:
-        """Records were lost, nobody knows of which space: gains of anon_vmas cannot be counted any more."""
-        if row["lost"]:
-            for state in self.states.values():
-                state.credits += int(row["lost"])
-                state.guards.append((0, EVERYTHING))
 
     # ---- one operation ----
 
@@ -199,10 +191,13 @@ class _Judge:
             pid = sections[0].pid if sections else call.pid if call else 0
             state = SpaceState(TracedSpace(), MmState(), pid, replayer.shift)
             state.forget()
+            state.lossy = replayer.lossy
             replayer.states[space] = state
         self.state = state
         if lost:
             state.forget()
+        if sections:
+            state.seq = max(state.seq, sections[-1].seq)
         self.lost = lost
         self.before = ""
         self.after: list[tuple[int, int, int, list[Vma]]] = []
@@ -501,6 +496,10 @@ class _Judge:
         why, names = second.compare(expected, self._events(), result.effects, unstored, self.all.told)
         if not self.sections:
             if not problem and (expected.births or expected.stores or expected.deaths):
+                if self._misses_section():
+                    state.forget()
+                    self._undecided(_LOST)
+                    return
                 problem = "a change was predicted and no write section was seen"
         else:
             problem = problem or why
@@ -509,7 +508,7 @@ class _Judge:
         if problem:
             self._failed(problem)
             return
-        if state.unknown:
+        if state.unknown or not state.counters_known:
             self._learn_after()
             self._take_counters()
         if result.effects and not state.space.journal:
@@ -520,6 +519,10 @@ class _Judge:
             self._finish(UNDECIDED, f"{asked.name}: the errno depends on pages, the layout is as predicted")
             return
         self._finish(PASSED, "", result.rules)
+
+    def _misses_section(self) -> bool:
+        """Whether a write section that this call made is lost: more were counted than seen."""
+        return self.call is not None and self.call.seq > self.state.seq
 
     def _result_differs(self, asked: Operation, result: Result) -> str:
         call = self.call
@@ -785,6 +788,7 @@ class _Judge:
         child.counters_known = state.counters_known
         child.inherited = state.credits + state.inherited
         child.guards = list(state.guards)
+        child.lossy = state.lossy
         child.soft_dirty_unknown = state.soft_dirty_unknown
         return child, "", result.rules
 

@@ -74,8 +74,8 @@ class SpaceState:
     """One address space: the model, the mm's fields, and what is not known of it."""
 
     __slots__ = (
-        "bound", "counters_known", "credits", "guards", "homes", "inherited", "mm", "pid", "shift", "soft_dirty_unknown",
-        "space", "unknown",
+        "bound", "counters_known", "credits", "guards", "homes", "inherited", "lossy", "mm", "pid", "seq", "shift",
+        "soft_dirty_unknown", "space", "unknown",
     )  # fmt: skip
 
     def __init__(self, space: TracedSpace, mm: MmState, pid: int, shift: int) -> None:
@@ -97,6 +97,10 @@ class SpaceState:
         #: Ranges of MADV_GUARD_INSTALL calls.
         self.guards: list[Interval] = []
         self.soft_dirty_unknown = False
+        #: The trace lacks records: an event that is missing proves nothing.
+        self.lossy = False
+        #: The last write section that was judged.
+        self.seq = 0
 
     # ---- what is known ----
 
@@ -203,7 +207,7 @@ class SpaceState:
         if self.soft_dirty_unknown:
             difference &= ~SOFTDIRTY
         if difference == MAYBE_GUARD and gains and seen.flags & MAYBE_GUARD:
-            return any(lo < seen.end and seen.start < hi for lo, hi in self.guards)
+            return self.lossy or any(lo < seen.end and seen.start < hi for lo, hi in self.guards)
         return not difference
 
     def _gain(self, mine: Vma, seen: Vma, rows: Sequence[Vma], at: int) -> str:
@@ -211,11 +215,11 @@ class SpaceState:
         if seen.flags & (SHARED | MAYWRITE) != MAYWRITE:
             return f"{_at(seen)}: an anon_vma in a mapping that can have none"
         if seen.forked:
-            if self.inherited <= 0:
+            if self.inherited <= 0 and not self.lossy:
                 return f"{_at(seen)}: a forked anon_vma that no fork explains"
             self.inherited -= 1
             return ""
-        if self.credits <= 0:
+        if self.credits <= 0 and not self.lossy:
             return f"{_at(seen)}: an anon_vma that no fault explains"
         self.credits -= 1
         below = rows[at - 1] if at else self.space.below(seen.start)

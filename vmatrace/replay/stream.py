@@ -21,7 +21,7 @@ _SECTION: Final = (
 )  # fmt: skip
 _VMA: Final = ("start", "end", "flags", "pgoff", "bits", "object", "anon_vma", "file", "uffd", "policy")
 _CALL: Final = (
-    "index", "time", "space", "pid", "tid", "abi", "nr", "result", "file", "arg0", "arg1", "arg2", "arg3", "arg4", "arg5",
+    "index", "time", "space", "seq", "pid", "tid", "abi", "nr", "result", "file", "arg0", "arg1", "arg2", "arg3", "arg4", "arg5",
 )  # fmt: skip
 
 
@@ -61,6 +61,7 @@ class Call(NamedTuple):
     index: int
     time: int
     space: int
+    seq: int
     pid: int
     tid: int
     abi: int
@@ -100,7 +101,7 @@ class _Batch:
     def call(self, row: int) -> Call:
         """The call in row ``row`` of the batch's table."""
         values = self._calls[row]
-        return Call(*values[:9], values[9:])
+        return Call(*values[:10], values[10:])
 
 
 def _rows(sections: Table, name: str) -> list[Row]:
