@@ -57,7 +57,7 @@ class FileGiven:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One call: a system call by its name and arguments, or a bare step of ``design.md`` section 8.
+    """One call: a system call by its name and arguments, or a bare step of a scenario.
 
     ``args`` are the call's arguments by the names of the system call's prototype (``addr``, ``len``, ...).
     ``inputs`` holds what the rules cannot know, by these keys:
