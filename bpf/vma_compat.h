@@ -10,6 +10,19 @@ static __always_inline u64 hidden(u64 value)
 	return value;
 }
 
+/* Kernels that keep a VMA's lock in an object of its own allocate it beside the VMA; it is the smaller one. */
+static __always_inline int compat_is_vma_cache(u64 cache)
+{
+#ifdef VMA_OBJECT_SIZE
+	u32 size = 0;
+
+	bpf_probe_read_kernel(&size, 4, (void *)(cache + OFF_kmem_cache_object_size));
+	return size >= VMA_OBJECT_SIZE;
+#else
+	return 1;
+#endif
+}
+
 #define MAPLE_LEAF	1
 #define MAPLE_ARANGE	3
 

@@ -34,6 +34,23 @@ static __always_inline struct space *open_space(u64 mm)
 	return s;
 }
 
+/* The space in whose write section the task is: its own, or another process's (a userfaultfd, process_madvise). */
+static __always_inline struct space *entered_space(void)
+{
+	struct space *s = open_space(current_mm());
+	u32 tid = bpf_get_current_pid_tgid();
+	u64 *open, *mm;
+	int zero = 0;
+
+	if (s)
+		return s;
+	open = foreign_open.lookup(&zero);
+	if (!open || !*open)
+		return 0;
+	mm = foreign_mm.lookup(&tid);
+	return mm ? open_space(*mm) : 0;
+}
+
 HOOK(ma_write)
 {
 	u64 mas[3], fn, *known, text[2] = {}, mm;
@@ -108,8 +125,8 @@ HOOK(kmem_cache_alloc)
 		return 0;
 	} else
 		return 0;
-	s = open_space(current_mm());
-	if (s && s->op_class != OP_FORK)
+	s = entered_space();
+	if (s && s->op_class != OP_FORK && compat_is_vma_cache(ctx->args[2]))
 		add_evidence(s, what, ctx->args[1], 0, 0);
 	return 0;
 }
@@ -131,7 +148,7 @@ HOOK(kmem_cache_free)
 		what = EVIDENCE_FREED;
 	else
 		return 0;
-	s = open_space(current_mm());
+	s = entered_space();
 	if (s && s->op_class != OP_FORK)
 		add_evidence(s, what, ctx->args[1], 0, 0);
 	return 0;

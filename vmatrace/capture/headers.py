@@ -148,6 +148,7 @@ _OPTIONAL: Mapping[str, str] = {
     "mempolicy_nodes": "mempolicy.nodes",
     "mempolicy_home_node": "mempolicy.home_node",
     "mempolicy_w": "mempolicy.w",
+    "kmem_cache_object_size": "kmem_cache.object_size",
 }
 _REGS: Mapping[str, Mapping[str, str]] = {
     "x86_64": {
@@ -237,8 +238,17 @@ def kernel_constants(btf: Btf, *, ring_pages: int, max_spaces: int) -> str:
         f"#define MAX_SPACES {max_spaces}",
         f"#define MMAP_LOCK_WRITE {_mmap_lock_write_argument(btf)}",
     ]
+    lock = btf.member("vm_area_struct", "vm_lock")
+    if lock is not None and lock.type_name.endswith("*"):
+        # vm_area_alloc() and vm_area_dup() then allocate a lock object beside each VMA.
+        lines.append(f"#define VMA_OBJECT_SIZE {btf.struct('vm_area_struct').size}")
     lines += _text_lines()
     return "\n".join(lines) + "\n"
+
+
+def deaths_are_seen(btf: Btf) -> bool:
+    """Whether a VMA object is freed where it dies; False: an RCU callback frees it later (6.4 to 6.14)."""
+    return btf.member("vm_area_struct", "vm_rcu") is None
 
 
 def _mmap_lock_write_argument(btf: Btf) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from vmatrace.capture import target as targets
+from vmatrace.capture.headers import deaths_are_seen
 from vmatrace.capture.interrupts import Interrupts
 from vmatrace.capture.limits import SysctlWatch, process_limits
 from vmatrace.capture.operations import TRACEPOINTS, Operations
@@ -90,6 +91,7 @@ class Session:
     def run(self) -> Outcome:
         """Record until the end. Raises before the command has started; later troubles are in the outcome."""
         btf = check_possible()
+        self._deaths = deaths_are_seen(btf)
         if self.wanted.pids or self.wanted.everything:
             check_namespace("-p" if self.wanted.pids else "--all")
         self._pids = thread_groups(self.wanted.pids)
@@ -140,6 +142,7 @@ class Session:
             "pids": [child.pid] if child else list(self._pids),
             "everything": self.wanted.everything,
             "layers": ["operations"],
+            "evidence": {"births": True, "deaths": self._deaths},
             "clocks": {"monotonic": time.monotonic_ns(), "realtime": time.time_ns()},
             "cpus": os.cpu_count(),
         }
