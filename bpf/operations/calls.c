@@ -85,6 +85,22 @@ static __always_inline void begin_section(struct space *s, u32 tid)
 	s->acquired = bpf_ktime_get_ns();
 }
 
+static __always_inline void note_foreign(u32 tid, u64 mm, int entering)
+{
+	int zero = 0;
+	u64 *open = foreign_open.lookup(&zero);
+
+	if (!open || mm == current_mm())
+		return;
+	if (entering) {
+		foreign_mm.update(&tid, &mm);
+		__sync_fetch_and_add(open, 1);
+	} else if (foreign_mm.lookup(&tid)) {
+		foreign_mm.delete(&tid);
+		__sync_fetch_and_add(open, -1);
+	}
+}
+
 HOOK(mmap_lock_acquire_returned)
 {
 	u64 mm = ctx->args[0], args[6] = {}, regs, nr;
@@ -109,6 +125,7 @@ HOOK(mmap_lock_acquire_returned)
 		s->nr = 0;
 		set_range(s, 0, 0, ADDR_END);
 	} else {
+		note_foreign(tid, mm, 1);
 		regs = compat_task_regs();
 		nr = read_call(regs, args, &abi);
 		s->nr = nr;
@@ -166,6 +183,7 @@ HOOK(mmap_lock_released)
 	s->rows = 0;
 	if (s->dead)
 		return 0;
+	note_foreign(tid, mm, 0);
 	/* Unknown cause, or a range nobody told: flags may have changed anywhere, which no store shows. */
 	if (s->dirty || s->op_class == OP_NONE || (!s->ranges && s->op_class != OP_FORK && !s->store_hi)) {
 		s->dirty = 0;

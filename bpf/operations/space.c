@@ -66,6 +66,8 @@ BPF_ARRAY(store_fn, u64, 1);
 BPF_TABLE("lru_hash", u64, u64, files_seen, 16384);
 BPF_PERCPU_ARRAY(file_buf, struct file_record, 1);
 BPF_PROG_ARRAY(walker, 2);
+BPF_HASH(foreign_mm, u32, u64, 1024);	/* task -> the mm of another process whose write lock it holds */
+BPF_ARRAY(foreign_open, u64, 1);	/* how many there are: mostly none, and nobody needs to look */
 
 static __always_inline u64 bump(int which)
 {

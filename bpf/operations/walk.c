@@ -19,21 +19,31 @@
 #define OFF_anon_name_name	0
 #endif
 
-/* A NUMA policy by its content, in one word; 0 for none. Pointers would not do: each VMA has a copy of its own. */
+#define MPOL_LOCAL		4
+#define MPOL_KEEPS_USER_MASK	0xc000	/* MPOL_F_STATIC_NODES | MPOL_F_RELATIVE_NODES */
+
+/*
+ * A NUMA policy by its content, in one word; 0 for none. Pointers would not do: each VMA has a copy of its own.
+ * As in __mpol_equal(), the user's mask counts where the flags say that it is kept, and nodes not for MPOL_LOCAL.
+ */
 static __always_inline u64 policy_content(u64 policy)
 {
-	u64 mode, nodes, user, home = 0;
+	u64 mode, flags, word;
 
 	if (!policy)
 		return 0;
-	mode = read_half(policy + OFF_mempolicy_mode);	/* mode and flags, 16 bits each */
-	nodes = read_word(policy + OFF_mempolicy_nodes);
-	user = read_word(policy + OFF_mempolicy_w);
+	word = read_half(policy + OFF_mempolicy_mode);
+	mode = word & 0xf;
+	flags = word >> 16 & 0xffff;
+	word = (mode + 1) | flags << 4;
 #ifdef OFF_mempolicy_home_node
-	home = read_half(policy + OFF_mempolicy_home_node) & 0xff;
+	word |= (read_half(policy + OFF_mempolicy_home_node) & 0xff) << 20;
 #endif
-	return ((mode & 0xf) + 1) | (mode >> 16 & 0xffff) << 4 | home << 20 | (nodes & 0xffff) << 28 |
-	       (user & 0xffff) << 44;
+	if (mode != MPOL_LOCAL)
+		word |= (read_word(policy + OFF_mempolicy_nodes) & 0xffff) << 28;
+	if (flags & MPOL_KEEPS_USER_MASK)
+		word |= (read_word(policy + OFF_mempolicy_w) & 0xffff) << 44;
+	return word;
 }
 
 /*
