@@ -25,6 +25,11 @@ BASE: Final = -2
 """Sources that are no walk: nothing is known here; as the address space began (a fork's copy)."""
 
 _CUT: Final = COVER_FLAGS["COVER_CUT"]
+_TELLING: Final = [
+    OP_CLASSES["OP_" + name]
+    for name in ("MMAP", "OLD_MMAP", "BRK", "MREMAP", "OTHER", "FAULT", "FORK", "EXEC")
+]
+"""Classes of calls that change no VMA in place outside the ranges that they name."""
 _CHUNK: Final = 16384
 _KEPT: Final = 32
 
@@ -113,7 +118,9 @@ class SpaceStates:
         flags = covers.flags[after]
         good = flags & ~np.uint8(_CUT) == 0
         source = np.where(good, after * 2 + 1, UNKNOWN)
-        cut = flags & _CUT != 0
+        # Beyond a walk that was cut nothing changed if all that such a call changes leaves evidence.
+        silent = ~np.isin(self._records.sections["op_class"][sections], _TELLING)
+        cut = (flags & _CUT != 0) & silent[owner]
         layers.append(_unknown(covers.end[after[cut]], [EVERYTHING] * int(cut.sum()), owner[cut] * 4 + 2))
         layers.append((covers.start[after], covers.end[after], source, owner * 4 + 3))
         return layers
