@@ -68,6 +68,8 @@ CASES = [
     ("dup 9, store 9 80-110", MREMAP, None, [("copy", None, 9, ())]),
     ("dup 9, store 9 10-20", MREMAP, None, [("copy", None, 9, ())]),
     ("dup 9, store 9 10-30", MREMAP, None, [("split", "above", 1, ())]),
+    ("store 2 20-60, dup 9, store 9 20-50, unmapped 2", MREMAP, None,
+     [("merge", "right", 2, ()), ("split", "below", 2, ()), ("unmap", None, 2, ())]),
     ("alloc 9", BRK, None, [("new", None, 9, ())]),
     ("store 2 30-80", BRK, None, [("merge", "left", 2, ()), ("grow", None, 2, ())]),
     ("store 1 0-30", FAULT, None, [("grow", None, 1, ())]),

@@ -95,6 +95,8 @@ def count_effects(sections: Table) -> tuple[dict[str, Array], Array]:
     slow = np.zeros(sections.rows, bool)
     slow[owner[unstored | (what == FREED) | (what == 0) | (what > FREED)]] = True
     slow[owner[copied & _inside_before(sections, owner, evidence, copied)]] = True
+    # A store inside an earlier one of the section: a mremap that merged with its own source, then cut it.
+    slow[owner[copied]] |= np.bincount(owner[store], minlength=sections.rows)[owner[copied]] > 1
     marks = {
         "merge": store & (born == 0),
         "split": (born == DUP) & ~copied,
