@@ -1,7 +1,7 @@
 """Live agreement: random operations recorded on this kernel and replayed, until enough of them were judged.
 
-``python -m tests.conformance.agree [N]`` prints the table call x outcome, how often each rule decided, and the sums; it
-exits 1 where a single operation diverged. A diverging run is shrunk (`tests.conformance.shrink`) and kept.
+``python -m tests.conformance.agree [N]`` prints the table call x outcome, how often each rule decided, and
+the sums; it exits 1 where a single operation diverged, whose trace is kept and shrunk.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vmatrace.kernel import RuleSet
 from vmatrace.simulator import RULES
 
 VMATRACE = Path(sys.executable).with_name("vmatrace")
-# What the table must show (docs of the issue): each call x outcome and each reachable rule so often in 1,000,000.
+# In a million operations each call x outcome, and each rule that can be reached, is due so often.
 OUTCOME_DUE, RULE_DUE, UNDECIDED_DUE = 1_000, 100, 0.001
 
 
@@ -48,7 +48,9 @@ def runs(total: int, first_seed: int, longest: int) -> Iterator[tuple[int, int, 
                 return
 
 
-def agree(total: int, first_seed: int, folder: Path, keep: Path | None = None, longest: int = 40_000) -> Tally:
+def agree(
+    total: int, first_seed: int, folder: Path, keep: Path | None = None, longest: int = 40_000
+) -> Tally:
     """Record and replay until about ``total`` operations are judged; diverging traces move to ``keep``."""
     everything = Tally()
     waiting: list[tuple[Future[Tally], Path, str]] = []
@@ -56,7 +58,8 @@ def agree(total: int, first_seed: int, folder: Path, keep: Path | None = None, l
         for seed, steps, mix in runs(total, first_seed, longest):
             path = folder / f"{mix.name}-{seed}.vmat"
             record(path, seed, steps, mix.options)
-            waiting.append((pool.submit(tally, path), path, f"vmafuzz {seed} {steps} {' '.join(mix.options)}"))
+            run = f"vmafuzz {seed} {steps} {' '.join(mix.options)}"
+            waiting.append((pool.submit(tally, path), path, run))
             if len(waiting) > 1:
                 _take(everything, waiting.pop(0), keep)
         for item in waiting:

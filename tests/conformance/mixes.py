@@ -21,7 +21,11 @@ MIXES = (
     Mix("locked", ("--ops", "default,mlock=150,mlock2=120,munlock=200,fork=2", "--mlockall"), 10),
     Mix("forks", ("--ops", "default,fork=60,touch=300"), 10, 15_000),
     Mix("errors", ("--ops", "default,invalid=400,rlimit=80,fork=2"), 15),
-    Mix("memory", ("--ops", "mmap=300,munmap=80,shm=160,mremap=200,remap_file_pages=60,mprotect=100,touch=60"), 10),
+    Mix(
+        "memory",
+        ("--ops", "mmap=300,munmap=80,shm=160,mremap=200,remap_file_pages=60,mprotect=100,touch=60"),
+        10,
+    ),
     Mix("attributes", ("--ops", "mmap=150,name=200,mbind=200,home_node=60,madvise=200,mseal=40,touch=60"), 5),
     Mix("ksm", ("--ops", "default,ksm=20", "--ksm"), 3),
     Mix("uffd", ("--ops", "default,uffd=120", "--uffd"), 2),

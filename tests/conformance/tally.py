@@ -1,4 +1,4 @@
-"""Counts what a replayed trace covered: verdicts, call x outcome as observed, and how often each rule decided."""
+"""Counts what a replayed trace covered: verdicts, call x outcome as observed, how often each rule decided."""
 
 from __future__ import annotations
 
@@ -61,13 +61,15 @@ def tally(path: Path, rules: str = "auto") -> Tally:
         elif verdict.verdict == UNDECIDED:
             found.undecided[verdict.syscall, verdict.reason] += 1
         elif verdict.verdict == FAILED:
-            found.failures.append(f"space {verdict.space} op {verdict.op}: {verdict.syscall}: {verdict.reason}")
+            found.failures.append(
+                f"space {verdict.space} op {verdict.op}: {verdict.syscall}: {verdict.reason}"
+            )
     trace.close()
     return found
 
 
 def outcomes(trace: Trace, verdict: Verdict) -> Iterator[str]:
-    """The words for what an operation did, as observed: merge sides, split, unmap, new, ..., errno, or none."""
+    """The words for what an operation did as observed: merge sides, split, unmap, new, errno, or none."""
     row = trace.operation_row(verdict.space, verdict.op)
     table = trace.operations
     errno = None

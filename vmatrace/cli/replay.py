@@ -9,9 +9,10 @@ import typer
 
 from vmatrace.cli import common
 from vmatrace.cli.common import Format, FormatOption
-from vmatrace.errors import EXIT_BAD_TRACE, EXIT_FAILED, EXIT_OK
+from vmatrace.errors import EXIT_BAD_TRACE, EXIT_FAILED, EXIT_OK, UsageError
 from vmatrace.ingest import Trace
 from vmatrace.replay import ReplayResult, run
+from vmatrace.replay.reproducer import first_reproducer
 from vmatrace.report.verdicts import VERDICT_COLUMNS, divergence_lines, summary_lines, verdict_row
 
 RulesOption = Annotated[
@@ -27,22 +28,42 @@ def command(
     rules: RulesOption = "auto",
     without: WithoutOption = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 for UNDECIDED operations too.")] = False,
+    reproducer: Annotated[
+        Path | None,
+        typer.Option("--reproducer", help="Write a C program there that repeats the first divergence.", metavar="FILE.c"),
+    ] = None,
     format: FormatOption = Format.table,
 ) -> int:
     """Predict each operation by the rules, compare it with what the kernel did, and say where they differ."""
-    results = []
+    results, program = [], ""
     for path in traces:
         opened = Trace(path)
         if opened.warning:
             common.print_warning(f"{path}: {opened.warning}")
         results.append(run(opened, rules, tuple(without or ())))
+        if reproducer is not None and not program:
+            program = first_reproducer(opened, results[-1])
     _print(results, format)
+    if reproducer is not None:
+        _write(program, reproducer)
     for result in results:
         if result.lost_records:
             common.print_warning(f"{result.trace['path']}: {result.lost_records} records were lost")
         if not result.count("passed") and not result.failed:
             common.print_warning(f"{result.trace['path']}: nothing decided")
     return worst([result.status(strict) for result in results])
+
+
+def _write(program: str, path: Path) -> None:
+    if not program:
+        common.print_warning(f"{path}: not written: nothing diverged that a program could repeat")
+        return
+    try:
+        path.write_text(program, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}", "name a file that can be written") from error
+    common.note(f"wrote {path}")
+    common.note(f"next: gcc -Wall -o reproducer {path} && ./reproducer")
 
 
 def worst(statuses: list[int]) -> int:

@@ -1,15 +1,35 @@
-"""The C statements that rebuild a neighbourhood of VMAs: maps, faults, forks, protections and advice, in that order."""
+"""The C statements that rebuild a neighbourhood of VMAs: maps, faults, forks, protections, advice."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from vmatrace.rules.model import Policy
 from vmatrace.vma import (
-    ACCESS, ACCOUNT, DONTCOPY, DONTDUMP, EXEC, GROWSDOWN, HUGEPAGE, LOCKED, LOCKONFAULT, MAYSHARE, MERGEABLE, NOHUGEPAGE,
-    NORESERVE, RAND_READ, READ, SEALED, SEQ_READ, SHARED, WIPEONFORK, WRITE, Vma,
+    ACCESS,
+    ACCOUNT,
+    DONTCOPY,
+    DONTDUMP,
+    EXEC,
+    GROWSDOWN,
+    HUGEPAGE,
+    LOCKED,
+    LOCKONFAULT,
+    MAYSHARE,
+    MERGEABLE,
+    NOHUGEPAGE,
+    NORESERVE,
+    RAND_READ,
+    READ,
+    SEALED,
+    SEQ_READ,
+    SHARED,
+    WIPEONFORK,
+    WRITE,
+    Vma,
 )  # fmt: skip
 
 _ADVICE: Final = (
@@ -21,7 +41,7 @@ _ADVICE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What is to be rebuilt: VMAs at the trace's addresses, the first of them, and what stands in for each file."""
+    """What is to be rebuilt: VMAs at the trace's addresses, the lowest one, what stands in for each file."""
 
     vmas: Sequence[Vma]
     low: int
@@ -41,7 +61,9 @@ def rebuild(layout: Layout) -> Iterator[str]:
         yield from _faulted(layout, group, number)
     for vma in layout.vmas:
         if vma.anon_vma is None:
-            yield _mapped(layout, vma, vma.start, vma.end, vma.flags & ACCESS | (WRITE if _charged(vma) else 0))
+            yield _mapped(
+                layout, vma, vma.start, vma.end, vma.flags & ACCESS | (WRITE if _charged(vma) else 0)
+            )
     for vma in layout.vmas:
         yield from _finish(layout, vma)
     for vma in layout.vmas:
@@ -68,7 +90,9 @@ def _range(layout: Layout, vma: Vma) -> str:
 
 
 def _rights(flags: int) -> str:
-    names = [name for bit, name in ((READ, "PROT_READ"), (WRITE, "PROT_WRITE"), (EXEC, "PROT_EXEC")) if flags & bit]
+    names = [
+        name for bit, name in ((READ, "PROT_READ"), (WRITE, "PROT_WRITE"), (EXEC, "PROT_EXEC")) if flags & bit
+    ]
     return " | ".join(names) or "PROT_NONE"
 
 
@@ -108,7 +132,7 @@ def _faulted(layout: Layout, group: list[Vma], number: int) -> Iterator[str]:
         yield f"touch({start - layout.low:#x});"
         if number % 2:
             yield f'check(madvise({apart}, MADV_DODUMP), "madvise");'
-    for below, above in zip(group, group[1:], strict=False):
+    for below, above in pairwise(group):
         if below.end < above.start:
             yield f"munmap(area + {below.end - layout.low:#x}, {above.start - below.end:#x});"
 
@@ -128,7 +152,8 @@ def _finish(layout: Layout, vma: Vma) -> Iterator[str]:
     if isinstance(vma.policy, Policy) and vma.policy.mode >= 0:
         yield f"{{ unsigned long nodes = {max(vma.policy.nodes, 0):#x};"
         mask = ("&nodes", "64") if vma.policy.nodes else ("NULL", "0")
-        yield f'  check(syscall(SYS_mbind, {here}, {vma.policy.mode}, {mask[0]}, {mask[1]}, 0), "mbind"); (void)nodes; }}'
+        bind = f"syscall(SYS_mbind, {here}, {vma.policy.mode}, {mask[0]}, {mask[1]}, 0)"
+        yield f'  check({bind}, "mbind"); (void)nodes; }}'
     if vma.flags & LOCKED:
         onfault = 1 if vma.flags & LOCKONFAULT else 0
         yield f'check(syscall(SYS_mlock2, {here}, {onfault}), "mlock2");'

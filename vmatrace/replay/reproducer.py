@@ -1,4 +1,4 @@
-"""Writes a small C program that repeats one divergence with mappings of its own, and says which side the kernel takes."""
+"""Writes a small C program that repeats one divergence with mappings of its own."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ from typing import Final
 
 from vmatrace.errors import UsageError
 from vmatrace.ingest import Operation, Trace, errno_name
+from vmatrace.replay.divergence import drawing
 from vmatrace.replay.files import TMPFS, FileInfo, info_of
 from vmatrace.replay.rebuild import Layout, rebuild
-from vmatrace.replay.result import Verdict
+from vmatrace.replay.result import ReplayResult, Verdict
 from vmatrace.replay.templates import MAIN, TOP
-from vmatrace.rules.constants import MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE
+from vmatrace.rules.constants import MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MREMAP_FIXED
 from vmatrace.vma import FLAG_BITS, Vma
 
 # Arguments that are addresses inside the address space; all others go into the program as they are.
 _ADDRESSES: Final = frozenset(("addr", "start", "new_addr"))
 _CALLS: Final = frozenset(
     (
-        "mmap", "munmap", "mprotect", "pkey_mprotect", "mremap", "madvise", "mlock", "mlock2", "munlock", "mbind", "mseal",
-        "remap_file_pages", "set_mempolicy_home_node",
+        "mmap", "munmap", "mprotect", "pkey_mprotect", "mremap", "madvise", "mlock", "mlock2", "munlock",
+        "mbind", "mseal", "remap_file_pages", "set_mempolicy_home_node",
     )
 )  # fmt: skip
-# What /proc/PID/smaps calls the flags (fs/proc/task_mmu.c, show_smap_vma_flags); those that every layout shares are out.
+# What /proc/PID/smaps calls the flags (fs/proc/task_mmu.c, show_smap_vma_flags) that tell VMAs apart here.
 _SMAPS: Final[dict[str, str]] = {
-    "GROWSDOWN": "gd", "LOCKED": "lo", "SEQ_READ": "sr", "RAND_READ": "rr", "DONTCOPY": "dc", "DONTEXPAND": "de",
-    "ACCOUNT": "ac", "NORESERVE": "nr", "WIPEONFORK": "wf", "DONTDUMP": "dd", "HUGEPAGE": "hg", "NOHUGEPAGE": "nh",
-    "MERGEABLE": "mg", "SEALED": "sl", "UFFD_MISSING": "um", "UFFD_WP": "uw",
+    "GROWSDOWN": "gd", "LOCKED": "lo", "SEQ_READ": "sr", "RAND_READ": "rr", "DONTCOPY": "dc",
+    "DONTEXPAND": "de", "ACCOUNT": "ac", "NORESERVE": "nr", "WIPEONFORK": "wf", "DONTDUMP": "dd",
+    "HUGEPAGE": "hg", "NOHUGEPAGE": "nh", "MERGEABLE": "mg", "SEALED": "sl", "UFFD_MISSING": "um",
+    "UFFD_WP": "uw",
 }  # fmt: skip
 
 
@@ -59,7 +61,7 @@ class _Case:
 
 
 def reproducer(trace: Trace, verdict: Verdict) -> str:
-    """The text of the program for a FAILED verdict. Raises UsageError where such an operation cannot be repeated."""
+    """The text of the program for a FAILED verdict. Raises UsageError where none can repeat it."""
     case = _case(trace, verdict)
     return "".join(f"{line}\n" for line in _lines(case))
 
@@ -67,6 +69,14 @@ def reproducer(trace: Trace, verdict: Verdict) -> str:
 def can_repeat(verdict: Verdict) -> bool:
     """Whether `reproducer` knows how to write a program for this verdict."""
     return verdict.syscall in _CALLS and verdict.op >= 0 and any(vmas for _, vmas in verdict.layouts)
+
+
+def first_reproducer(trace: Trace, result: ReplayResult) -> str:
+    """The program for the first divergence that one can repeat, or nothing."""
+    for verdict in result.failed:
+        if can_repeat(verdict):
+            return reproducer(trace, verdict)
+    return ""
 
 
 def _case(trace: Trace, verdict: Verdict) -> _Case:
@@ -77,7 +87,13 @@ def _case(trace: Trace, verdict: Verdict) -> _Case:
     for row in trace.records.files:
         info = info_of(row)
         files[info.identity] = info
-    return _Case(verdict, operation, dict(verdict.layouts), files, trace.page_size)
+    layouts = {label: tuple(vma for vma in vmas if not _is_special(vma)) for label, vmas in verdict.layouts}
+    return _Case(verdict, operation, layouts, files, trace.page_size)
+
+
+def _is_special(vma: Vma) -> bool:
+    """A mapping that a program cannot make again, such as [vvar]: it never merges and is left out."""
+    return vma.file is None and not vma.anonymous
 
 
 def _lines(case: _Case) -> Iterator[str]:
@@ -87,7 +103,11 @@ def _lines(case: _Case) -> Iterator[str]:
     yield f" * operation {verdict.op} of process {verdict.pid}: {_comment(verdict.reason)}"
     if verdict.rule:
         yield f" * rules that decided: {', '.join(verdict.rules)}"
-    yield " * Exit status: 0 as the rules expect, 1 as the trace shows, 2 neither, 3 the neighbourhood could not be rebuilt."
+    yield " *"
+    yield from (f" *   {_comment(line)}" for line in drawing(verdict, case.page))
+    yield " *"
+    yield " * Exit status: 0 as the rules expect, 1 as the trace shows, 2 neither, 3 the layout could not be"
+    yield " * rebuilt."
     yield " */"
     yield from TOP.strip("\n").splitlines()
     yield ""
@@ -106,7 +126,9 @@ def _lines(case: _Case) -> Iterator[str]:
     yield "}"
     yield ""
     main = MAIN.replace("@LENGTH@", hex(case.high - case.low)).replace("@REASON@", _string(verdict.reason))
-    main = main.replace("@EXPECTED@", _errno_of(verdict.expected)).replace("@OBSERVED@", _observed_errno(case))
+    main = main.replace("@EXPECTED@", _errno_of(verdict.expected)).replace(
+        "@OBSERVED@", _observed_errno(case)
+    )
     yield from main.strip("\n").splitlines()
 
 
@@ -149,10 +171,9 @@ def _operation(case: _Case) -> Iterator[str]:
     operation = case.operation
     args = dict(operation.args)
     fd = "-1"
-    if operation.name == "mmap":
-        _place_as_picked(args, operation)
-        if not args["flags"] & MAP_ANONYMOUS:
-            fd = _descriptor(case)
+    _place_as_picked(args, operation)
+    if operation.name == "mmap" and not args["flags"] & MAP_ANONYMOUS:
+        fd = _descriptor(case)
     words = []
     for name, value in args.items():
         if name in _ADDRESSES and case.low <= value <= case.high:
@@ -176,8 +197,13 @@ def _operation(case: _Case) -> Iterator[str]:
 def _place_as_picked(args: dict[str, int], operation: Operation) -> None:
     """Where the kernel chose, the program asks for that place, which is free in its own area too."""
     result = operation.result
-    if not args["flags"] & (MAP_FIXED | MAP_FIXED_NOREPLACE) and result is not None and result >= 0:
+    if result is None or result < 0:
+        return
+    if operation.name == "mmap" and not args["flags"] & (MAP_FIXED | MAP_FIXED_NOREPLACE):
         args["addr"] = result
+    if operation.name == "mremap" and not args["flags"] & MREMAP_FIXED and result != args["addr"]:
+        args["flags"] |= MREMAP_FIXED
+        args["new_addr"] = result
 
 
 def _descriptor(case: _Case) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from vmatrace.errors import EXIT_BAD_TRACE, EXIT_FAILED, EXIT_OK
 from vmatrace.kernel import RuleSet
+from vmatrace.replay.divergence import text_lines
 from vmatrace.vma import Vma
 
 PASSED: Final = "passed"
@@ -50,7 +51,7 @@ class Verdict:
         """The last rule that decided, or nothing."""
         return self.rules[-1] if self.rules else ""
 
-    def divergence(self, commits: Mapping[str, str]) -> dict[str, Any]:
+    def divergence(self, commits: Mapping[str, str], page_size: int) -> dict[str, Any]:
         """The JSON form of a FAILED verdict."""
         return {
             "op": self.op,
@@ -63,7 +64,7 @@ class Verdict:
             "commit": commits.get(self.rule),
             "expected": self.expected,
             "observed": self.observed,
-            "text": self.reason,
+            "text": "\n".join(text_lines(self, page_size)),
         }
 
 
@@ -131,7 +132,7 @@ class ReplayResult:
             "decisions": {},
             "undecided_reasons": self.reasons(UNDECIDED),
             "skipped_reasons": self.reasons(SKIPPED),
-            "divergences": [v.divergence(commits) for v in self.failed],
+            "divergences": [v.divergence(commits, int(self.trace["page_size"])) for v in self.failed],
         }
 
     def reasons(self, verdict: str) -> dict[str, int]:

@@ -52,7 +52,7 @@ static inline int file(int n, int kind)
 	if (known[n])
 		return known[n];
 	known[n] = kind == MEMORY ? (int)syscall(SYS_memfd_create, "vmatrace", 0) :
-		   kind == DISK ? mkstemp(name) : open("/dev/zero", O_RDWR);
+			kind == DISK ? mkstemp(name) : open("/dev/zero", O_RDWR);
 	if (known[n] < 0)
 		die("file");
 	if (kind == DISK)
@@ -108,8 +108,8 @@ static const unsigned long length = @LENGTH@;
 /* The flags of which the program takes notice, in the order in which it names them. */
 static void pick_flags(const char *line, char *flags)
 {
-	static const char *const codes[] = { "gd", "lo", "sr", "rr", "dc", "de", "ac", "nr", "wf", "dd", "hg", "nh",
-					     "mg", "sl", "um", "uw" };
+	static const char *const codes[] = { "gd", "lo", "sr", "rr", "dc", "de", "ac", "nr", "wf",
+						"dd", "hg", "nh", "mg", "sl", "um", "uw" };
 
 	*flags = 0;
 	for (unsigned i = 0; i < sizeof(codes) / sizeof(codes[0]); i++) {
@@ -157,7 +157,7 @@ static int same(const struct area *a, const struct area *b)
 {
 	for (; a->end || b->end; a++, b++)
 		if (a->start != b->start || a->end != b->end || strcmp(a->rights, b->rights) ||
-		    strcmp(a->flags, b->flags))
+			strcmp(a->flags, b->flags))
 			return 0;
 	return 1;
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 from vmatrace.errors import escape
 from vmatrace.replay import FAILED, SKIPPED, UNDECIDED, ReplayResult, Verdict
-from vmatrace.rules.drawing import draw
+from vmatrace.replay.divergence import text_lines
 
 _MOST_DIVERGENCES = 20
 
@@ -45,23 +45,17 @@ def _reasons(label: str, reasons: Mapping[str, int]) -> Iterator[str]:
 def divergence_lines(result: ReplayResult) -> Iterator[str]:
     """Each FAILED operation: what was called, what should have happened and what did, drawn to scale."""
     failed = result.failed
-    commits = result.commits()
     for verdict in failed[:_MOST_DIVERGENCES]:
         yield ""
-        yield from _one(verdict, commits, int(result.trace["page_size"]))
+        yield from _one(verdict, int(result.trace["page_size"]))
     if len(failed) > _MOST_DIVERGENCES:
         yield f"... and {len(failed) - _MOST_DIVERGENCES} more; --format json lists all"
 
 
-def _one(verdict: Verdict, commits: Mapping[str, str], page_size: int) -> Iterator[str]:
-    yield f"FAILED {where(verdict)}: {escape(verdict.call or verdict.syscall)}"
-    yield f"  {escape(verdict.reason)}"
-    if verdict.rule:
-        commit = commits.get(verdict.rule)
-        yield f"  rule {verdict.rule}" + (f", {commit}" if commit else "")
-    if verdict.layouts:
-        for line in draw(verdict.layouts, page_size.bit_length() - 1):
-            yield f"    {line}"
+def _one(verdict: Verdict, page_size: int) -> Iterator[str]:
+    first, *others = text_lines(verdict, page_size)
+    yield f"FAILED {where(verdict)}: {escape(first)}"
+    yield from (f"  {escape(line)}" for line in others)
 
 
 def where(verdict: Verdict) -> str:
