@@ -1,0 +1,152 @@
+"""The kernels of the matrix, one guest run on each, and the page of results that the run itself writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.workloads.build import FLAGS
+from tests.workloads.build import HERE as WORKLOADS
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parents[1] / "docs" / "matrix.md"
+VMATRACE = Path(sys.executable).with_name("vmatrace")
+PROGRAMS = ("vmafuzz", "exec_chain", "fork_counts", "stack_growth", "maxmap")
+COMPILERS = {"x86_64": "gcc", "arm64": "aarch64-linux-gnu-gcc"}
+BROUGHT = (
+    "all.vmat",
+    "*.maps",
+    "*.pid",
+    "*.err",
+    "*.out",
+    "status",
+    "release",
+    "fingerprint.json",
+    "maxmap.json",
+)
+TIMEOUT_S = 600
+OPERATIONS = int(os.environ.get("VMATRACE_MATRIX_OPERATIONS", "20000"))
+
+
+_INTRODUCTION = """# Kernels that were run
+
+Written by `make test-vm`, which boots each kernel in a guest (`vmatrace lab`), records a random workload and
+a few special ones there, replays the trace here with the rules that the trace names (`auto`), and compares the
+final layouts with the kernel's own `/proc/PID/maps`. *Undecided*: in brackets those that changed a VMA.
+*Signs*: features told by behaviour against those told by BTF.
+
+| kernel | release | operations | passed | FAILED | undecided | lost | layouts | rules | signs | corners | s |
+|---|---|---|---|---|---|---|---|---|---|---|---|
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One kernel of the matrix."""
+
+    arch: str
+    version: str
+    flavour: str = "cloud"
+
+    def __str__(self) -> str:
+        return f"{self.arch}-{self.version}" + ("" if self.flavour == "cloud" else f"-{self.flavour}")
+
+
+MATRIX = (
+    *(
+        Entry("x86_64", version)
+        for version in ("6.1", "6.12", "6.16", "6.17", "6.18", "6.19", "7.0", "7.1", "7.2", "7.3")
+    ),
+    *(Entry("arm64", version) for version in ("6.12", "6.16", "6.18", "7.3")),
+    Entry("arm64", "7.3", "16k"),
+)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one guest gave, as it stands in the page of results."""
+
+    entry: str
+    release: str = ""
+    seconds: float = 0.0
+    operations: int = 0
+    passed: int = 0
+    failed: int = 0
+    undecided: int = 0
+    changing_open: int = 0
+    lost: int = 0
+    layouts: str = ""
+    rule_set: str = ""
+    disagreements: str = ""
+    corners: str = ""
+
+
+def build(arch: str, into: Path) -> list[Path]:
+    """Compile the workloads for ``arch``, static: the guest needs none of this machine's libraries."""
+    into.mkdir(parents=True, exist_ok=True)
+    built = []
+    for source in [*(WORKLOADS / f"{name}.c" for name in PROGRAMS), HERE / "corners.c"]:
+        target = into / source.stem
+        command = [COMPILERS[arch], *FLAGS, "-static", "-pthread", "-o", str(target), str(source)]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        built.append(target)
+    return built
+
+
+def run(entry: Entry, programs: list[Path], into: Path, operations: int) -> subprocess.CompletedProcess[str]:
+    """Record the workloads in a guest; what it made lies in ``into`` afterwards."""
+    words: list[str | Path] = [VMATRACE, "lab", "run", "--kernel", entry.version, "--arch", entry.arch]
+    words += [
+        "--flavour",
+        entry.flavour,
+        "--timeout",
+        str(TIMEOUT_S),
+        "--into",
+        into,
+        "--put",
+        HERE / "guest.sh",
+    ]
+    for program in programs:
+        words += ["--put", program]
+    for pattern in BROUGHT:
+        words += ["--get", pattern]
+    return subprocess.run(
+        [*words, "--", "sh", "guest.sh", str(operations)], capture_output=True, text=True, check=False
+    )
+
+
+def vmatrace_json(*words: str | Path) -> dict[str, Any]:
+    """What a command of vmatrace prints as JSON."""
+    done = subprocess.run([VMATRACE, *words, "--format", "json"], capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1), done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def keep(outcome: Outcome, folder: Path) -> None:
+    """Put one result where `write_page` finds those of the whole matrix, whichever run made them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{outcome.entry}.json").write_text(json.dumps(asdict(outcome)))
+
+
+def write_page(folder: Path, page: Path = PAGE) -> None:
+    """Write the table of results; a kernel without one says so."""
+    rows = []
+    for entry in MATRIX:
+        file = folder / f"{entry}.json"
+        if not file.exists():
+            rows.append(f"| {entry} | not run |" + " |" * 10)
+            continue
+        found = Outcome(**json.loads(file.read_text()))
+        verdicts = f"{found.passed:,} | {found.failed} | {found.undecided} ({found.changing_open})"
+        signs = found.disagreements or "agree"
+        rows.append(
+            f"| {entry} | {found.release} | {found.operations:,} | {verdicts} | {found.lost} "
+            f"| {found.layouts} | {found.rule_set} | {signs} | {found.corners} | {found.seconds:.0f} |"
+        )
+    page.write_text(_INTRODUCTION + "\n".join(rows) + "\n")
