@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -18,15 +19,27 @@ _PENDING: Final = 256
 # How many records later the last part of a section may leave the kernel.
 _FAR: Final = 4096
 _NO_CPU: Final = 65535
+_NEVER: Final = 1 << 62
+
+
+@dataclass(slots=True)
+class _Hole:
+    """Numbers of one CPU that no record between two others has."""
+
+    cpu: int
+    lo: int
+    hi: int
+    missing: int
 
 
 class CpuNumbers:
-    """Follows the numbers of each CPU's records through the batches of a trace."""
+    """Follows the numbers of each CPU's records through the batches of a trace; the first number is 1."""
 
     def __init__(self) -> None:
         self._pending: dict[int, Array] = {}
-        self._holes: list[tuple[int, int, int]] = []
-        self._spare: list[tuple[int, int]] = []
+        self._holes: list[_Hole] = []
+        # CPU, index, and how many numbers a section took that do not stand just before its own.
+        self._spare: list[tuple[int, int, int]] = []
 
     def add(self, tables: Mapping[str, Table]) -> None:
         """Take the records of one batch."""
@@ -44,23 +57,38 @@ class CpuNumbers:
             if number != _NO_CPU:  # looks at living address spaces have no number
                 self._follow(number, rows[cpu == number], _PENDING)
 
-    def gaps(self) -> list[tuple[int, int]]:
+    def gaps(self, last: Sequence[int] = ()) -> list[tuple[int, int]]:
         """Intervals of ``index`` between two records of a CPU in which records are missing.
 
-        A section that came in several parts took a number for each: a hole that they explain proves nothing.
+        ``last``: the last number of each CPU as the end mark has it. A section that came in several parts
+        took a number for each: holes that they explain prove nothing.
         """
-        for number in list(self._pending):
-            self._follow(number, np.empty((0, 3), np.int64), 1)
-        found = []
-        for lo, hi, missing in sorted(self._holes):
-            if missing > sum(spare for index, spare in self._spare if lo < index < hi + _FAR):
-                found.append((lo, hi))
-        return found
+        for cpu, number in enumerate(last):
+            if number:
+                self._follow(cpu, np.array([[number + 1, _NEVER, 1]]), 1)
+        for cpu in list(self._pending):
+            self._follow(cpu, np.empty((0, 3), np.int64), 1)
+        for same_cpu in (True, False):
+            for at, (cpu, index, spare) in enumerate(self._spare):
+                self._spare[at] = (cpu, index, self._explain(cpu, index, spare, same_cpu))
+        return sorted((hole.lo, hole.hi) for hole in self._holes if hole.missing)
+
+    def _explain(self, cpu: int, index: int, spare: int, same_cpu: bool) -> int:
+        """Fill the holes nearest before a section with its parts; returns how many parts are left."""
+        near = [
+            hole
+            for hole in self._holes
+            if hole.missing and (hole.cpu == cpu) == same_cpu and hole.lo < index and hole.hi > index - _FAR
+        ]
+        for hole in sorted(near, key=lambda hole: abs(hole.hi - index)):
+            taken = min(hole.missing, spare)
+            hole.missing -= taken
+            spare -= taken
+        return spare
 
     def _follow(self, cpu: int, rows: Array, keep: int) -> None:
         known = self._pending.get(cpu)
-        if known is not None:
-            rows = np.concatenate([known, rows])
+        rows = np.concatenate([np.array([[0, -1, 1]]) if known is None else known, rows])
         if bool((np.diff(rows[:, 0]) < 0).any()):
             rows = rows[np.argsort(rows[:, 0], kind="stable")]
         done = max(len(rows) - keep, 0)
@@ -69,7 +97,8 @@ class CpuNumbers:
         skipped = np.diff(seq) - 1
         missing = skipped - (parts[1:] - 1)
         for at in np.flatnonzero(missing > 0).tolist():
-            self._holes.append((int(index[at]), int(index[at + 1]), int(missing[at])))
-        # Numbers taken by parts that were made on another CPU, or before another record of the same one.
+            self._holes.append(_Hole(cpu, int(index[at]), int(index[at + 1]), int(missing[at])))
         spare = parts[1:] - 1 - np.clip(skipped, 0, parts[1:] - 1)
-        self._spare += [(int(index[at + 1]), int(spare[at])) for at in np.flatnonzero(spare > 0).tolist()]
+        self._spare += [
+            (cpu, int(index[at + 1]), int(spare[at])) for at in np.flatnonzero(spare > 0).tolist()
+        ]

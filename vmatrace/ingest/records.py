@@ -5,7 +5,7 @@ VMA rows, arguments and evidence stay in the file and are decoded again when ask
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -156,7 +156,7 @@ def load(file: TraceFile) -> Records:
         raise BadTrace(
             f"{file.path} holds no records", "record again; the recording ended before anything was written"
         )
-    return loader.finish()
+    return loader.finish(file.end.get("cpu_seq", ()))
 
 
 class _Loader:
@@ -210,7 +210,7 @@ class _Loader:
             self.uncovered[first + number] = span
         self.section_batch.append(first + sections.rows)
 
-    def finish(self) -> Records:
+    def finish(self, last: Sequence[int]) -> Records:
         sections, calls, faults = self.sections.finish(), self.calls.finish(), self.faults.finish()
         births = self.births.finish()
         before, after = self.covers["before"].finish(), self.covers["after"].finish()
@@ -231,7 +231,7 @@ class _Loader:
             sections, calls, faults, self.plain["tasks"], self.plain["files"], self.plain["limits"],
             self.plain["losses"], before, after, births, self.uncovered, np.array(self.section_batch),
             np.array(self.call_batch), section_row, call_row, min(self.times, default=0),
-            max(self.times, default=0), self.cpus.gaps(),
+            max(self.times, default=0), self.cpus.gaps(last),
         )  # fmt: skip
 
 
