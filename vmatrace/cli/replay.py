@@ -16,7 +16,8 @@ from vmatrace.replay.reproducer import first_reproducer
 from vmatrace.report.verdicts import VERDICT_COLUMNS, divergence_lines, summary_lines, verdict_row
 
 RulesOption = Annotated[
-    str, typer.Option("--rules", help="Rule set: auto (the features in the trace) or a release, +feature, -feature.")
+    str,
+    typer.Option("--rules", help="Rule set: auto (as in the trace) or a release, +feature, -feature."),
 ]
 WithoutOption = Annotated[
     list[str] | None, typer.Option("--without", help="Switch a rule off (may be repeated).")
@@ -24,13 +25,17 @@ WithoutOption = Annotated[
 
 
 def command(
-    traces: Annotated[list[Path], typer.Argument(help="Files that `vmatrace record` wrote.", metavar="TRACE...")],
+    traces: Annotated[
+        list[Path], typer.Argument(help="Files that `vmatrace record` wrote.", metavar="TRACE...")
+    ],
     rules: RulesOption = "auto",
     without: WithoutOption = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 for UNDECIDED operations too.")] = False,
     reproducer: Annotated[
         Path | None,
-        typer.Option("--reproducer", help="Write a C program there that repeats the first divergence.", metavar="FILE.c"),
+        typer.Option(
+            "--reproducer", help="Write a C program that repeats the first divergence.", metavar="FILE.c"
+        ),
     ] = None,
     format: FormatOption = Format.table,
 ) -> int:

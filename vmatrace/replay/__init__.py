@@ -1,4 +1,4 @@
-"""Replays a trace through the rules: one verdict for each operation - did the kernel do what the rules say?"""
+"""Replays a trace through the rules: a verdict for each operation - did the kernel do what they say?"""
 
 from __future__ import annotations
 

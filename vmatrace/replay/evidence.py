@@ -1,4 +1,4 @@
-"""The second evidence: which stores, births and deaths of VMA objects a prediction implies, held against those seen."""
+"""The second evidence: the stores, births and deaths that a prediction implies, against those seen."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ UNMAPPED: Final = EVIDENCE["EVIDENCE_UNMAPPED"]
 FREED: Final = EVIDENCE["EVIDENCE_FREED"]
 _BIRTHS: Final = (ALLOC, DUP)
 
-_DEATHS: Final = {MERGED: "a VMA merged away", UNMAPPED: "a VMA unmapped", FREED: "a VMA freed without a cause"}
+_DEATHS: Final = {
+    MERGED: "a VMA merged away",
+    UNMAPPED: "a VMA unmapped",
+    FREED: "a VMA freed without a cause",
+}
 
 Event = tuple[int, int, int, int]
 
@@ -32,9 +36,14 @@ class Expected:
     stores: list[tuple[Hashable, int, int]] = field(default_factory=list)
     deaths: list[Hashable] = field(default_factory=list)
 
+    @property
+    def anything(self) -> bool:
+        """Whether any evidence is expected."""
+        return bool(self.births or self.stores or self.deaths)
+
 
 def expect(journal: Sequence[Change]) -> Expected:
-    """The evidence that the replacements of ``journal`` leave: see commit_merge, vma_complete and vma_link."""
+    """The evidence that the replacements of ``journal`` leave (commit_merge, vma_complete, vma_link)."""
     found = Expected()
     for old, new in journal:
         if len(old) == 1 and len(new) == 1 and old[0][:2] == new[0][:2] and old[0].obj == new[0].obj:
@@ -75,10 +84,10 @@ def compare(
     unstored_birth: bool,
     told: set[int],
 ) -> tuple[str, dict[Hashable, Hashable]]:
-    """Hold the expected evidence against the seen: "" or the first difference, and which object each symbol is.
+    """Hold the expected evidence against the seen: "" or the first difference, and the object of each symbol.
 
-    ``unstored_birth``: a birth need not be stored (brk's first heap). ``told``: the causes of deaths that this
-    kernel lets a trace tell; another death may have any other cause. It grows by what is seen.
+    ``unstored_birth``: a birth need not be stored (brk's first heap). ``told``: the causes of deaths that
+    this kernel lets a trace tell; another death may have any other cause. It grows by what is seen.
     """
     seen = without_aborted(events)
     births = [obj for what, obj, _, _ in seen if what in _BIRTHS]
@@ -86,7 +95,7 @@ def compare(
     if len(births) != len(expected.births):
         return f"{len(births)} VMA objects were born, expected {len(expected.births)}", names
     names.update(zip(expected.births, births, strict=True))
-    if not expected.births and not expected.stores and not expected.deaths and not seen:
+    if not seen and not expected.anything:
         return "", names
     victims = {victim for effect in effects if type(effect) is Merge for victim in effect.victims}
     wanted: Counter[tuple[int, Hashable, int, int]] = Counter()

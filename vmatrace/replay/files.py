@@ -1,4 +1,4 @@
-"""What is known of a mapped file: its kind, and what its driver does to a mapping - from tables or learnt, never read off."""
+"""What is known of a mapped file: its kind, and what its driver does to a mapping, by table or learnt."""
 
 from __future__ import annotations
 
@@ -8,12 +8,29 @@ from typing import Any, Final
 from vmatrace.rules.model import FileGiven
 from vmatrace.schema import FILE_BITS
 from vmatrace.vma import (
-    DONTCOPY, DONTDUMP, DONTEXPAND, HUGEPAGE, HUGETLB, IO, LOCKED, MAYEXEC, MAYREAD, MAYWRITE, MIXEDMAP, PFNMAP, SHARED,
+    ACCESS,
+    DONTCOPY,
+    DONTDUMP,
+    DONTEXPAND,
+    HUGEPAGE,
+    HUGETLB,
+    IO,
+    LOCKED,
+    MAYEXEC,
+    MAYREAD,
+    MAYSHARE,
+    MAYWRITE,
+    MIXEDMAP,
+    PFNMAP,
+    SHARED,
     Vma,
 )  # fmt: skip
 
 #: Flags that a driver may be learnt to set or clear (design, section 6); anything else is left undecided.
-LEARNABLE: Final = IO | PFNMAP | MIXEDMAP | DONTEXPAND | DONTDUMP | DONTCOPY | LOCKED | HUGEPAGE | MAYREAD | MAYWRITE | MAYEXEC
+LEARNABLE: Final = (
+    IO | PFNMAP | MIXEDMAP | DONTEXPAND | DONTDUMP | DONTCOPY | LOCKED | HUGEPAGE
+    | MAYREAD | MAYWRITE | MAYEXEC
+)
 
 TMPFS: Final = 0x01021994
 HUGETLBFS: Final = 0x958458F6
@@ -22,12 +39,12 @@ AIO: Final = 0x47474749
 OVERLAY: Final = 0x794C7630
 _S_IFMT: Final = 0o170000
 _S_IFREG: Final = 0o100000
-# File systems whose maps of regular files set no flag and have no close hook, by s_magic: ext2-4, xfs, btrfs, f2fs,
-# erofs, squashfs, ramfs, vfat, exfat, iso9660, ntfs3, cramfs, romfs, tmpfs.
+# File systems whose maps of regular files set no flag and have no close hook, by s_magic: ext2-4, xfs,
+# btrfs, f2fs, erofs, squashfs, ramfs, vfat, exfat, iso9660, ntfs3, cramfs, romfs, tmpfs.
 _ORDINARY: Final = frozenset(
     (
-        0xEF53, 0x58465342, 0x9123683E, 0xF2F52010, 0xE0F5E1E2, 0x73717368, 0x858458F6, 0x4D44, 0x2011BAB0, 0x9660,
-        0x7366746E, 0x28CD3D45, 0x7275, TMPFS,
+        0xEF53, 0x58465342, 0x9123683E, 0xF2F52010, 0xE0F5E1E2, 0x73717368, 0x858458F6, 0x4D44, 0x2011BAB0,
+        0x9660, 0x7366746E, 0x28CD3D45, 0x7275, TMPFS,
     )
 )  # fmt: skip
 _SHARED_ZERO: Final = "/dev/zero (deleted)"
@@ -67,11 +84,12 @@ class FileInfo:
 
 def info_of(row: dict[str, Any]) -> FileInfo:
     """The FileInfo of a row of the table ``files``."""
-    return FileInfo(int(row["file"]), int(row["mode"]), int(row["fs_magic"]), int(row["hooks"]), str(row["path"]))
+    file, mode, magic, hooks = (int(row[name]) for name in ("file", "mode", "fs_magic", "hooks"))
+    return FileInfo(file, mode, magic, hooks, str(row["path"]))
 
 
 def kind_of(info: FileInfo | None, anonymous: bool, close: bool) -> tuple[str, int]:
-    """The kind of mapping for the rules, and bytes of one huge page; ``info`` is None where there is no file."""
+    """The kind of mapping for the rules, and bytes of one huge page; ``info``: None without a file."""
     if info is None:
         return ("", 0) if anonymous else ("special", 0)
     if info.private_zero:
@@ -115,15 +133,30 @@ def _given(info: FileInfo) -> FileGiven:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Unlearnt:
+    """A file whose driver is not known yet: ``plain`` is it without the driver."""
+
+    plain: FileGiven
+    reason: str
+
+
+_NEVER: Final = Learnt(0, 0, False, False)
+
+
 class Files:
     """The files of a trace as they come to be known, and the drivers learnt so far."""
 
     def __init__(self) -> None:
         self.known: dict[int, FileInfo] = {}
-        self.drivers: dict[tuple[object, ...], Learnt] = {}
+        self.drivers: dict[tuple[object, ...], Learnt | None] = {}
 
-    def given(self, identity: int, shared: bool, fd_given: bool) -> FileGiven | str:
-        """The input of an mmap that ended with file ``identity``; a text says why it is not known."""
+    def given(self, identity: int, access: int, fd_given: bool) -> FileGiven | Unlearnt | str:
+        """The input of an mmap that ended with file ``identity``; a text says why it is not known.
+
+        ``access``: READ, WRITE, EXEC and SHARED as asked for. ``fd_given``: not an anonymous map.
+        """
+        shared = access & SHARED
         info = self.known.get(identity)
         if info is None:
             return "the mapped file is not described in the trace"
@@ -135,8 +168,9 @@ class Files:
             given = replace(given, readable=True, writable=True)
         if info.shared_zero and fd_given:
             # A shared map of /dev/zero ends with a shmem file of its own: what was given is not what is kept.
-            return replace(given, identity=("/dev/zero", identity), kept=identity, readable=True, writable=True)
-        return self._driver(info, given, shared)
+            zero = ("/dev/zero", identity)
+            return replace(given, identity=zero, kept=identity, readable=True, writable=True)
+        return self._driver(info, given, access)
 
     def opened(self, identity: int) -> FileGiven | None:
         """What is known of a file that could not be mapped."""
@@ -146,30 +180,50 @@ class Files:
         can_map = bool(info.bits & (FILE_BITS["FILE_MMAP"] | FILE_BITS["FILE_MMAP_PREPARE"]))
         return replace(_given(info), can_map=can_map)
 
-    def _driver(self, info: FileInfo, given: FileGiven, shared: bool) -> FileGiven | str:
+    def _driver(self, info: FileInfo, given: FileGiven, access: int) -> FileGiven | Unlearnt | str:
         if info.magic == SECRETMEM:
             return replace(given, set_flags=LOCKED | DONTDUMP)
         if info.magic == HUGETLBFS:
             return replace(given, set_flags=HUGETLB | DONTEXPAND, close=True, huge_size=_DEFAULT_HUGE)
         if info.regular and info.magic in _ORDINARY:
             return given
-        if info.private_zero and not shared:
+        if info.private_zero and not access & SHARED:
             return replace(given, anonymous=True)
         if info.magic == OVERLAY:
             return "the file that was given to a stacked file system is not known"
-        learnt = self.drivers.get((*info.type_key, shared))
+        key = (*info.type_key, access)
+        if self.drivers.get(key, _NEVER) is None:
+            return "the driver of this file sets now this, now that"
+        learnt = self.drivers.get(key)
         if learnt is None:
-            return "what the driver of this file sets is not known yet"
+            return Unlearnt(given, "what the driver of this file sets is not known yet")
         return replace(
-            given, set_flags=learnt.set_flags, clear_flags=learnt.clear_flags, anonymous=learnt.anonymous, close=learnt.close
+            given,
+            set_flags=learnt.set_flags,
+            clear_flags=learnt.clear_flags,
+            anonymous=learnt.anonymous,
+            close=learnt.close,
         )
 
     def learn(self, vma: Vma, wanted: int) -> None:
-        """Take from a mapping that its operation made anew what its driver does; ``wanted``: flags without a driver."""
+        """Take from a mapping that was made anew what its driver does; ``wanted``: its flags without one."""
         info = self.known.get(vma.file) if isinstance(vma.file, int) else None
-        if info is None or (vma.flags ^ wanted) & ~LEARNABLE or info.regular and info.magic in _ORDINARY:
+        if info is None or (vma.flags ^ wanted) & ~LEARNABLE:
             return
-        key = (*info.type_key, bool(wanted & SHARED))
+        key = (*info.type_key, access_of(wanted))
         self.drivers.setdefault(
             key, Learnt(vma.flags & ~wanted, wanted & ~vma.flags, vma.anonymous, vma.close)
         )
+
+    def doubt(self, identity: object, access: int) -> bool:
+        """What was learnt of a file's driver does not hold: forget it for good. False: nothing was learnt."""
+        info = self.known.get(identity) if isinstance(identity, int) else None
+        if info is None or self.drivers.get((*info.type_key, access)) is None:
+            return False
+        self.drivers[*info.type_key, access] = None
+        return True
+
+
+def access_of(flags: int) -> int:
+    """READ, WRITE, EXEC and whether it is shared (a map of a file opened for reading loses SHARED)."""
+    return flags & ACCESS | (SHARED if flags & MAYSHARE else 0)

@@ -1,4 +1,4 @@
-"""Limits that decide at each operation: sysctls, resource limits and personality, as the trace tells and calls change."""
+"""Limits that decide at each operation: sysctls, resource limits, personality, and what changes them."""
 
 from __future__ import annotations
 
@@ -108,12 +108,6 @@ class LimitBook:
         if field is None or asks_only:
             return
         self._set(target & 0xFFFFFFFF or pid, {_FIELD[field]: args[4]})
-
-    def cleared(self, pid: int) -> None:
-        """A set-uid exec, or any other doubt: forget the personality of a process."""
-        if pid in self._changes:
-            self._changes[pid].pop("read_implies_exec", None)
-            self._cache.clear()
 
     def _set(self, pid: int, field: dict[str, Any]) -> None:
         self._changes.setdefault(pid, {}).update(field)

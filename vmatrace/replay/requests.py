@@ -1,28 +1,39 @@
-"""From a recorded system call to the operation that the rules run: arguments by name, and the inputs they need."""
+"""From a recorded system call to the operation that the rules run: arguments by name, and their inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, NamedTuple
 
-from vmatrace.replay.files import Files
+from vmatrace.replay.files import Files, Unlearnt
+from vmatrace.replay.occurrence import Occurrence
 from vmatrace.rules.constants import (
-    MAP_ANONYMOUS, MAP_HUGETLB, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_TYPE, SHM_RDONLY,
-)  # fmt: skip
+    MADV,
+    MAP_ANONYMOUS,
+    MAP_HUGETLB,
+    MAP_SHARED,
+    MAP_SHARED_VALIDATE,
+    MAP_TYPE,
+    MPOL,
+    SHM_RDONLY,
+)
 from vmatrace.rules.madvise import NO_VMA_ADVICE
-from vmatrace.rules.constants import MADV, MPOL
-from vmatrace.rules.model import NO_LIMIT, FileGiven, Operation, Policy
-from vmatrace.syscalls import find_call
-from vmatrace.vma import Vma
+from vmatrace.rules.model import FileGiven, Operation, Policy
+from vmatrace.syscalls import COMPAT
+from vmatrace.vma import ACCESS, SHARED, Vma
 
 _LOW: Final = 0xFFFFFFFF
 _PR_SET_VMA: Final = 0x53564D41
 _PR_SET_MM: Final = 35
-_GUARD_INSTALL: Final = MADV["MADV_GUARD_INSTALL"]
 _UFFDIO_REGISTER: Final = 0x00
 _UFFDIO_UNREGISTER: Final = 0x01
+_IPC_SHMAT: Final = 21
+_IPC_SHMDT: Final = 22
+_MPOL_MODE_FLAGS: Final = 0xE000
+_MPOL_KEEPS_MASK: Final = 0xC000  # MPOL_F_STATIC_NODES, MPOL_F_RELATIVE_NODES
+_HUGE: Final = 2 << 20
 
 #: Calls that change no VMA by definition: the one table of what is SKIPPED, reason by kind.
 SKIPPED_KINDS: Final[Mapping[str, str]] = {
@@ -34,7 +45,11 @@ SKIPPED_KINDS: Final[Mapping[str, str]] = {
     "no_exec": "execve that failed",
     "uffd": "ioctl of a userfaultfd about pages, not VMAs",
     "prctl": "prctl that sets a flag of the process",
+    "ipc": "ipc about other things than shared memory",
 }
+
+#: Stands for an identity that a failed call does not tell.
+UNKNOWN: Final = ("unknown",)
 
 
 class Skip(NamedTuple):
@@ -55,73 +70,43 @@ class Wrong(NamedTuple):
     reason: str
 
 
-@dataclass(slots=True)
-class Seen:
-    """What a call's inputs may be taken from: its result, and what was there when its write section ended."""
+@dataclass(frozen=True, slots=True)
+class Learn:
+    """The call cannot be judged, but teaches what a driver does: ``operation`` is it without the driver."""
 
-    name: str
-    abi: int
-    args: tuple[int, ...]
+    operation: Operation
+    reason: str
+
+
+Request = Operation | Skip | Open | Wrong | Learn
+
+GUARD_INSTALL: Final = Skip("guard")
+_ADVICE: Final = Skip("advice")
+_LIMITS: Final = Skip("limits")
+
+
+class Asked(NamedTuple):
+    """What a request is made from: the operation, the files known, and whether nothing can be missing."""
+
+    seen: Occurrence
     result: int
-    #: A failed mmap's file, 0 where it is not known.
     file: int
-    page_size: int
-    #: VMAs read when the lock was let go.
-    after: Sequence[Vma]
-    before: Sequence[Vma]
+    args: tuple[int, ...]
     files: Files
-    #: Objects born in the operation, with the range of their first store.
-    born: Mapping[int, tuple[int, int]] = field(default_factory=dict)
-    #: Whether nothing can be missing: no record was lost, and the place of the result was read.
-    whole: bool = True
-
-    def no_file(self, address: int) -> Open | Wrong:
-        """What it means that no mapped file was read where the call put it."""
-        if self.whole and self.after:
-            return Wrong(f"the call returned {address:#x}, where no file is mapped")
-        return Open("the mapped file was not read")
-
-    def no_description(self) -> Open | Wrong:
-        """What it means that the trace does not describe a file."""
-        reason = "the mapped file is not described in the trace"
-        return Wrong(reason) if self.whole else Open(reason)
-
-    def at(self, address: int) -> Vma | None:
-        """The VMA read at ``address`` afterwards."""
-        for vma in self.after:
-            if vma.start <= address < vma.end:
-                return vma
-        return None
+    page: int
+    whole: bool
 
 
-Request = Operation | Skip | Open | Wrong
-
-#: Stands for an identity that a failed call does not tell.
-UNKNOWN: Final = ("unknown",)
-_HUGE: Final = 2 << 20
-
-
-def request(arch: str, nr: int, seen: Seen) -> Request:
-    """The operation that a call asks for."""
-    call = find_call(arch, seen.abi, nr)
-    if call is None:
-        return Open(f"system call {nr} is not modelled")
-    make = _MAKERS.get(call.name)
-    args = dict(zip(call.arguments, seen.args, strict=False))
+def request(seen: Occurrence, files: Files, page: int, whole: bool) -> Request:
+    """The operation that a call asks for. ``whole``: no record is missing and the state is known."""
+    call, entry = seen.call, seen.entry
+    if call is None or entry is None:
+        return Open(f"{seen.name} is not modelled")
+    args = dict(zip(entry.arguments, call.args, strict=False))
+    make = _MAKERS.get(entry.name)
     if make is not None:
-        return make(args, seen)
-    if call.op_class == "OP_LIMITS":
-        return Skip("limits")
-    return Operation(call.name, args)
-
-
-def _plain(name: str, *signed: str) -> Callable[[dict[str, int], Seen], Request]:
-    def make(args: dict[str, int], seen: Seen) -> Request:
-        for key in signed:
-            args[key] = _int(args[key])
-        return Operation(name, args)
-
-    return make
+        return make(args, Asked(seen, call.result, call.file, call.args, files, page, whole))
+    return _LIMITS if entry.op_class == "OP_LIMITS" else Operation(entry.name, args)
 
 
 def _int(value: int) -> int:
@@ -130,97 +115,141 @@ def _int(value: int) -> int:
     return value - (1 << 32) if value >> 31 else value
 
 
-def _uint(value: int) -> int:
-    return value & _LOW
+def _with_ints(name: str, *keys: str) -> Callable[[dict[str, int], Asked], Request]:
+    """A call whose arguments ``keys`` are ints, all else as it is."""
+
+    def make(args: dict[str, int], asked: Asked) -> Request:
+        for key in keys:
+            args[key] = _int(args[key])
+        return Operation(name, args)
+
+    return make
 
 
-def _mmap(args: dict[str, int], seen: Seen) -> Request:
+# ---- mmap, shmat, io_setup: what is mapped ----
+
+
+def _mmap(args: dict[str, int], asked: Asked) -> Request:
     if "pgoff" in args:
-        args["off"] = args.pop("pgoff") * 4096
-    flags = args["flags"] = args["flags"] & (NO_LIMIT if not seen.abi else _LOW)
-    picked = seen.result if seen.result >= 0 else None
-    inputs: dict[str, Any] = {} if picked is None else {"picked": picked}
-    anonymous = bool(flags & MAP_ANONYMOUS) and not flags & MAP_HUGETLB
-    if not anonymous:
-        given = _file_of_map(args, flags, picked, seen)
-        if isinstance(given, Open | Wrong):
-            return given
-        if given is not None:
-            inputs["file"] = given
-        if flags & MAP_HUGETLB:
-            if given is None or not given.huge_size:
-                return Open("the huge page size is not known")
-            args["flags"] = flags & ~(MAP_ANONYMOUS | MAP_HUGETLB)
+        args["off"] = args.pop("pgoff") * 4096  # mmap2 counts in 4 KiB, whatever the page size
+    flags = args["flags"]
+    if asked.seen.call is not None and asked.seen.call.abi == COMPAT:
+        flags = args["flags"] = flags & _LOW
+    inputs: dict[str, Any] = {"picked": asked.result} if asked.result >= 0 else {}
+    if flags & MAP_ANONYMOUS and not flags & MAP_HUGETLB:
+        return Operation("mmap", args, inputs)
+    given = _mapped_file(args["prot"], flags, asked) if inputs else _file_of_failed_map(flags, asked)
+    if isinstance(given, Open | Wrong):
+        return given
+    if isinstance(given, Unlearnt):
+        inputs["file"] = given.plain
+        return Learn(Operation("mmap", args, inputs), given.reason)
+    if given is not None:
+        inputs["file"] = given
+    if flags & MAP_HUGETLB:
+        if given is None or not given.huge_size:
+            return Open("the huge page size is not known")
+        args["flags"] = flags & ~(MAP_ANONYMOUS | MAP_HUGETLB)
     return Operation("mmap", args, inputs)
 
 
-def _file_of_map(
-    args: dict[str, int], flags: int, picked: int | None, seen: Seen
-) -> FileGiven | Open | Wrong | None:
-    if picked is None:
-        return _file_of_failed_map(flags, seen)
-    vma = seen.at(picked)
+def _mapped_file(prot: int, flags: int, asked: Asked) -> FileGiven | Unlearnt | Open | Wrong:
+    vma = asked.seen.after_at(asked.result)
     if vma is None or not isinstance(vma.file, int):
-        return seen.no_file(picked)
-    if vma.file not in seen.files.known:
-        return seen.no_description()
-    shared = flags & MAP_TYPE in (MAP_SHARED, MAP_SHARED_VALIDATE)
-    given = seen.files.given(vma.file, shared, not flags & MAP_ANONYMOUS)
+        return _nothing_there(asked)
+    if vma.file not in asked.files.known:
+        reason = "the mapped file is not described in the trace"
+        return Wrong(reason) if asked.whole else Open(reason)
+    shared = SHARED if flags & MAP_TYPE in (MAP_SHARED, MAP_SHARED_VALIDATE) else 0
+    given = asked.files.given(vma.file, prot & ACCESS | shared, not flags & MAP_ANONYMOUS)
     return Open(given) if isinstance(given, str) else given
 
 
-def _file_of_failed_map(flags: int, seen: Seen) -> FileGiven | None:
+def _nothing_there(asked: Asked) -> Open | Wrong:
+    """No mapped file was read where the call put it."""
+    if asked.whole and asked.seen.after:
+        return Wrong(f"the call returned {asked.result:#x}, where no file is mapped")
+    return Open("the mapped file was not read")
+
+
+def _file_of_failed_map(flags: int, asked: Asked) -> FileGiven | None:
     """The file that a failed mmap was given, None where there was none of that number.
 
     Where it is not known: one that passes every test of a file.
     """
-    unknown = FileGiven(UNKNOWN, huge_size=_HUGE if flags & MAP_HUGETLB else 0)
-    if flags & MAP_ANONYMOUS:
-        return unknown
-    if not seen.file:
-        return None
-    given = seen.files.opened(seen.file)
-    return unknown if given is None else given
+    if not flags & MAP_ANONYMOUS:
+        if not asked.file:
+            return None
+        given = asked.files.opened(asked.file)
+        if given is not None:
+            return given
+    return FileGiven(UNKNOWN, huge_size=_HUGE if flags & MAP_HUGETLB else 0)
 
 
-def _old_mmap(args: dict[str, int], seen: Seen) -> Request:
+def _old_mmap(args: dict[str, int], asked: Asked) -> Request:
     """The six words of the structure stand where the arguments of the new mmap do."""
-    return _mmap(dict(zip(("addr", "len", "prot", "flags", "fd", "off"), seen.args, strict=True)), seen)
+    return _mmap(dict(zip(("addr", "len", "prot", "flags", "fd", "off"), asked.args, strict=True)), asked)
 
 
-def _mremap(args: dict[str, int], seen: Seen) -> Request:
-    inputs = {"picked": seen.result} if seen.result >= 0 else {}
-    return Operation("mremap", args, inputs)
+def _mremap(args: dict[str, int], asked: Asked) -> Request:
+    return Operation("mremap", args, {"picked": asked.result} if asked.result >= 0 else {})
 
 
-def _madvise(args: dict[str, int], seen: Seen) -> Request:
-    args["behavior"] = _int(args["behavior"])
-    if args["behavior"] in NO_VMA_ADVICE or args["behavior"] == MADV["MADV_POPULATE_WRITE"]:
-        return Skip("advice")
-    if args["behavior"] == _GUARD_INSTALL:
-        return Skip("guard")
-    return Operation("madvise", args)
+def _shmat(args: dict[str, int], asked: Asked) -> Request:
+    args["shmflg"] = _int(args["shmflg"])
+    if asked.result < 0:
+        return Open("the size of the segment is not in the trace")
+    vma = asked.seen.after_at(asked.result)
+    if vma is None or not isinstance(vma.file, int):
+        return _nothing_there(asked)
+    file = FileGiven(vma.file, writable=not args["shmflg"] & SHM_RDONLY)
+    return Operation("shmat", args, {"picked": asked.result, "size": vma.end - vma.start, "file": file})
 
 
-def _process_madvise(args: dict[str, int], seen: Seen) -> Request:
-    behavior = _int(args["behavior"])
+def _io_setup(args: dict[str, int], asked: Asked) -> Request:
+    if len(asked.seen.born) != 1:
+        return Open("the aio ring was not seen")
+    start, end = next(iter(asked.seen.born.values()))
+    vma = asked.seen.after_at(start)
+    if vma is None or not isinstance(vma.file, int):
+        return Open("the aio ring was not read")
+    given = asked.files.opened(vma.file)
+    file = FileGiven(vma.file, noexec=given is not None and given.noexec)
+    return Operation("io_setup", args, {"picked": start, "size": end - start, "file": file})
+
+
+def _map_shadow_stack(args: dict[str, int], asked: Asked) -> Request:
+    return Operation("map_shadow_stack", args, {"picked": asked.result} if asked.result >= 0 else {})
+
+
+def _ipc(args: dict[str, int], asked: Asked) -> Request:
+    what = args["call"] & 0xFFFF
+    if what == _IPC_SHMAT:
+        return Open("shmat through ipc: its result is in user memory")
+    return Operation("shmdt", {"shmaddr": args["ptr"]}) if what == _IPC_SHMDT else Skip("ipc")
+
+
+# ---- advice, policies, names, userfaultfd ----
+
+
+def _madvise(args: dict[str, int], asked: Asked) -> Request:
+    behavior = args["behavior"] = _int(args["behavior"])
     if behavior in NO_VMA_ADVICE or behavior == MADV["MADV_POPULATE_WRITE"]:
-        return Skip("advice")
-    if behavior == _GUARD_INSTALL:
-        return Skip("guard")
-    if args["vlen"] != 1:
+        return _ADVICE
+    return GUARD_INSTALL if behavior == MADV["MADV_GUARD_INSTALL"] else Operation("madvise", args)
+
+
+def _process_madvise(args: dict[str, int], asked: Asked) -> Request:
+    plain = {"start": asked.args[1], "len_in": asked.args[5], "behavior": args["behavior"]}
+    made = _madvise(plain, asked)
+    if isinstance(made, Operation) and args["vlen"] != 1:
         return Open("process_madvise of more than one range")
-    return Operation("madvise", {"start": seen.args[1], "len_in": seen.args[5], "behavior": behavior})
-
-
-def _mlock2(args: dict[str, int], seen: Seen) -> Request:
-    args["flags"] = _uint(args["flags"])
-    return Operation("mlock2", args)
+    return made
 
 
 @cache
 def policy_of(word: int) -> Policy | None:
-    """The policy that a row's number stands for (policy_content in bpf/operations.c); None for 0."""
+    """The policy that a row's number stands for (policy_content of the BPF programs); None for 0."""
     if not word:
         return None
     mode, flags, home = (word & 0xF) - 1, word >> 4 & 0xFFFF, word >> 20 & 0xFF
@@ -230,116 +259,69 @@ def policy_of(word: int) -> Policy | None:
     return Policy(mode, flags, -1 if home == 0xFF else home, nodes, user)
 
 
-_MPOL_KEEPS_MASK: Final = 0xC000
-_MPOL_MODE_FLAGS: Final = 0xE000
-
-
-def _mbind(args: dict[str, int], seen: Seen) -> Request:
+def _mbind(args: dict[str, int], asked: Asked) -> Request:
     mode = _int(args["mode"])
-    args["flags"] = _uint(args["flags"])
-    if mode & ~_MPOL_MODE_FLAGS == 0:
+    args["flags"] &= _LOW
+    if mode & ~_MPOL_MODE_FLAGS == MPOL["MPOL_DEFAULT"]:
         return Operation("mbind", args, {"policy": None})
-    page = seen.page_size
-    start, end = args["start"], args["start"] + (args["len"] + page - 1 & ~(page - 1))
-    for vma in seen.after:
-        policy = vma.policy
-        if vma.start < end and start < vma.end and isinstance(policy, Policy) and _is_asked(policy, mode):
-            return Operation("mbind", args, {"policy": policy})
-    if seen.result < 0 or end == start:
+    start, end = args["start"], args["start"] + (args["len"] + asked.page - 1 & ~(asked.page - 1))
+    for vma in asked.seen.after_in(start, end):
+        if isinstance(vma.policy, Policy) and _is_asked_for(vma.policy, mode):
+            return Operation("mbind", args, {"policy": vma.policy})
+    if asked.result < 0 or end == start:
         return Operation("mbind", args, {"policy": UNKNOWN})
     return Open("the nodes of the policy were not read")
 
 
-def _is_asked(policy: Policy, mode: int) -> bool:
+def _is_asked_for(policy: Policy, mode: int) -> bool:
     """Whether a policy can come from this mode argument: an empty preferred one turns into local."""
     wanted = mode & ~_MPOL_MODE_FLAGS
-    return policy.mode == wanted or wanted == 1 and policy.mode == 4
+    empty_preferred = wanted == MPOL["MPOL_PREFERRED"] and policy.mode == MPOL["MPOL_LOCAL"]
+    return policy.mode == wanted or empty_preferred
 
 
-def _home_node(args: dict[str, int], seen: Seen) -> Request:
-    inputs = {} if seen.result != -22 else {"node_online": False}
+def _home_node(args: dict[str, int], asked: Asked) -> Request:
+    inputs = {"node_online": False} if asked.result == -22 else {}
     return Operation("set_mempolicy_home_node", args, inputs)
 
 
-def _prctl(args: dict[str, int], seen: Seen) -> Request:
+def _prctl(args: dict[str, int], asked: Asked) -> Request:
     option = args["option"] = _int(args["option"])
     if option == _PR_SET_MM:
         return Skip("prctl")
     inputs: dict[str, Any] = {}
     if option == _PR_SET_VMA and args["arg5"]:
-        start = args["arg3"]
-        found = next((v for v in seen.after if v.start <= start < v.end), None)
-        if found is not None and found.name is not None:
-            inputs["name"] = found.name
-        else:
-            inputs["name"] = UNKNOWN
+        found = asked.seen.after_at(args["arg3"])
+        inputs["name"] = found.name if found is not None and found.name is not None else UNKNOWN
     return Operation("prctl", args, inputs)
 
 
-def _ioctl(args: dict[str, int], seen: Seen) -> Request:
+def _ioctl(args: dict[str, int], asked: Asked) -> Request:
     number = args["cmd"] & 0xFF
     if number not in (_UFFDIO_REGISTER, _UFFDIO_UNREGISTER):
         return Skip("uffd")
-    start, length, mode = seen.args[3], seen.args[4], seen.args[5]
-    if start == length == mode == 0:
-        return Open("the range of the userfaultfd ioctl is not in the trace")
-    rows = seen.after if number == _UFFDIO_REGISTER else seen.before
-    found = {v.uffd for v in rows if v.start < start + length and start < v.end and v.uffd is not None}
-    inputs: dict[str, Any] = {"uffd": found.pop()} if len(found) == 1 else {"uffd": UNKNOWN}
+    start, length, mode = asked.args[3:6]
+    seen = asked.seen
+    rows: list[Vma] = (seen.after_in if number == _UFFDIO_REGISTER else seen.before_in)(start, start + length)
+    held = {vma.uffd for vma in rows if vma.uffd is not None}
+    inputs: dict[str, Any] = {"uffd": held.pop() if len(held) == 1 else UNKNOWN}
     if number == _UFFDIO_UNREGISTER:
         return Operation("uffd_unregister", {"start": start, "len": length}, inputs)
     return Operation("uffd_register", {"start": start, "len": length, "mode": mode}, inputs)
 
 
-def _shmat(args: dict[str, int], seen: Seen) -> Request:
-    args["shmflg"] = _int(args["shmflg"])
-    if seen.result < 0:
-        return Open("the size of the segment is not in the trace")
-    vma = seen.at(seen.result)
-    if vma is None or not isinstance(vma.file, int):
-        return seen.no_file(seen.result)
-    file = FileGiven(vma.file, writable=not args["shmflg"] & SHM_RDONLY)
-    return Operation("shmat", args, {"picked": seen.result, "size": vma.end - vma.start, "file": file})
-
-
-def _io_setup(args: dict[str, int], seen: Seen) -> Request:
-    if len(seen.born) != 1:
-        return Open("the aio ring was not seen")
-    start, end = next(iter(seen.born.values()))
-    vma = seen.at(start)
-    if vma is None or not isinstance(vma.file, int):
-        return Open("the aio ring was not read")
-    given = seen.files.given(vma.file, True, True)
-    noexec = not isinstance(given, str) and given.noexec
-    file = FileGiven(vma.file, noexec=noexec)
-    return Operation("io_setup", args, {"picked": start, "size": end - start, "file": file})
-
-
-def _map_shadow_stack(args: dict[str, int], seen: Seen) -> Request:
-    return Operation("map_shadow_stack", args, {"picked": seen.result} if seen.result >= 0 else {})
-
-
-def _ipc(args: dict[str, int], seen: Seen) -> Request:
-    what = args["call"] & 0xFFFF
-    if what == 21:
-        return Open("shmat through ipc: its result is in user memory")
-    if what == 22:
-        return Operation("shmdt", {"shmaddr": args["ptr"]})
-    return Skip("prctl")
-
-
-_MAKERS: Final[dict[str, Callable[[dict[str, int], Seen], Request]]] = {
+_MAKERS: Final[dict[str, Callable[[dict[str, int], Asked], Request]]] = {
     "mmap": _mmap,
     "mmap2": _mmap,
     "old_mmap": _old_mmap,
     "mremap": _mremap,
     "madvise": _madvise,
     "process_madvise": _process_madvise,
-    "mlock2": _mlock2,
-    "mlockall": _plain("mlockall", "flags"),
+    "mlock2": _with_ints("mlock2", "flags"),
+    "mlockall": _with_ints("mlockall", "flags"),
     "mbind": _mbind,
     "set_mempolicy_home_node": _home_node,
-    "pkey_mprotect": _plain("pkey_mprotect", "pkey"),
+    "pkey_mprotect": _with_ints("pkey_mprotect", "pkey"),
     "prctl": _prctl,
     "ioctl": _ioctl,
     "shmat": _shmat,

@@ -24,9 +24,9 @@ VERDICTS: Final = (PASSED, FAILED, UNDECIDED, SKIPPED, INPUT)
 class Verdict:
     """The verdict of one operation.
 
-    ``op`` counts the operations of its address space ``space``; ``time``: ns, when its first record was made.
-    ``rule`` is the last rule that decided, ``rules`` all of them. ``expected`` and ``observed`` are texts, for a
-    FAILED one. ``effects``: how many of each, as observed.
+    ``op`` counts the operations of its address space ``space``, -1: between operations. ``order`` is its
+    place among all records. ``rules``: those that decided, in order. ``effects``: how many of each, as
+    observed. ``expected``, ``observed`` and ``call`` are texts, for a FAILED one.
     """
 
     space: int
@@ -96,7 +96,7 @@ class ReplayResult:
     def status(self, strict: bool = False) -> int:
         """The exit status: 0 all that could be decided holds, 1 something FAILED, 4 nothing was decided."""
         counts = Counter(v.verdict for v in self.verdicts)
-        if counts[FAILED] or strict and counts[UNDECIDED]:
+        if counts[FAILED] or (strict and counts[UNDECIDED]):
             return EXIT_FAILED
         return EXIT_OK if counts[PASSED] else EXIT_BAD_TRACE
 

@@ -11,10 +11,20 @@ from typing import Final
 
 from vmatrace.rules.model import MmState
 from vmatrace.vma import (
-    ACCESS, MAYBE_GUARD, MAYWRITE, SHARED, SOFTDIRTY, AddressSpace, Vma, flag_names,
+    ACCESS,
+    MAYBE_GUARD,
+    MAYWRITE,
+    SHARED,
+    SOFTDIRTY,
+    AddressSpace,
+    Vma,
+    flag_names,
 )  # fmt: skip
 
 EVERYTHING: Final = (1 << 64) - 1
+
+# Fields of a VMA that are compared as they are, by their place in the value.
+_PLAIN_FIELDS: Final = ((3, "pgoff"), (5, "anonymous"), (6, "close hook"), (9, "userfaultfd"), (11, "name"))
 
 Interval = tuple[int, int]
 Change = tuple[tuple[Vma, ...], tuple[Vma, ...]]
@@ -64,7 +74,7 @@ class TracedSpace(AddressSpace):
 
 
 def is_symbol(identity: Hashable) -> bool:
-    """Whether an identity was made by the model and not read yet: a negative number, or a tuple that ends in one."""
+    """Whether an identity is of the model and not read yet: a negative number, or a tuple ending in one."""
     if type(identity) is int:
         return identity < 0
     return type(identity) is tuple and bool(identity) and type(identity[-1]) is int and identity[-1] < 0
@@ -74,8 +84,8 @@ class SpaceState:
     """One address space: the model, the mm's fields, and what is not known of it."""
 
     __slots__ = (
-        "bound", "counters_known", "credits", "guards", "homes", "inherited", "lossy", "mm", "pid", "seq", "shift",
-        "soft_dirty_unknown", "space", "unknown",
+        "bound", "counters_known", "credits", "guards", "homes", "inherited", "lossy", "mm", "pid", "seq",
+        "shift", "soft_dirty_unknown", "space", "unknown",
     )  # fmt: skip
 
     def __init__(self, space: TracedSpace, mm: MmState, pid: int, shift: int) -> None:
@@ -127,7 +137,7 @@ class SpaceState:
         return all(hi <= start or end <= lo for start, end in self.unknown)
 
     def adopt(self, lo: int, hi: int, rows: Sequence[Vma]) -> None:
-        """Make the model say what was read of ``[lo, hi)``; rows that cannot be are left out, and that unknown."""
+        """Make the model say what was read of ``[lo, hi)``; where rows cannot be, it is unknown."""
         old = self.space.overlapping(lo, hi)
         new: list[Vma] = []
         for row in rows:
@@ -147,11 +157,13 @@ class SpaceState:
 
     # ---- comparing ----
 
-    def check(self, lo: int, hi: int, rows: Sequence[Vma], names: dict[Hashable, Hashable], gains: bool) -> str:
-        """Hold ``rows``, complete for ``[lo, hi)``, against the model; "" where they agree, else the first difference.
+    def check(
+        self, lo: int, hi: int, rows: Sequence[Vma], names: dict[Hashable, Hashable], gains: bool
+    ) -> str:
+        """Hold ``rows``, complete for ``[lo, hi)``, against the model; "" or the first difference.
 
-        Symbols are bound to what was read; ``names`` holds the objects born in the operation. ``gains``: what may
-        change outside the write lock may have changed.
+        Symbols are bound to what was read; ``names`` holds the objects born in the operation. ``gains``:
+        what may change outside the write lock may have changed.
         """
         model = self.space.overlapping(lo, hi)
         if model == rows:
@@ -178,7 +190,7 @@ class SpaceState:
                 return f"{_at(seen)}: another VMA object than expected"
         if mine.flags != seen.flags and not self._flags_may_differ(mine, seen, gains):
             return f"{_at(seen)}: flags {_flags(seen.flags)}, expected {_flags(mine.flags)}"
-        for number, name in ((3, "pgoff"), (5, "anonymous"), (6, "close hook"), (9, "userfaultfd"), (11, "name")):
+        for number, name in _PLAIN_FIELDS:
             if mine[number] != seen[number]:
                 return f"{_at(seen)}: {name} {_text(seen[number])}, expected {_text(mine[number])}"
         if mine.policy != seen.policy:
@@ -238,7 +250,7 @@ class SpaceState:
 
 
 def _may_share(donor: Vma, vma: Vma, shift: int) -> bool:
-    """Whether find_mergeable_anon_vma would take the anon_vma of ``donor`` for ``vma`` (anon_vma_compatible)."""
+    """Whether find_mergeable_anon_vma would take the anon_vma of ``donor`` for ``vma``."""
     lower, upper = (donor, vma) if donor.start < vma.start else (vma, donor)
     if donor.anon_vma is None or donor.forked or lower.end != upper.start:
         return False

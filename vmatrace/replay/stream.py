@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from vmatrace.ingest.match import Operations, is_snapshot
+from vmatrace.ingest.match import Operations
 from vmatrace.ingest.records import Records
 from vmatrace.tracefile import Table, TraceFile
 
@@ -16,19 +16,20 @@ Cover = tuple[int, int, int, int]
 Event = tuple[int, int, int, int]
 
 _SECTION: Final = (
-    "index", "time", "space", "seq", "pid", "tid", "kind", "op_class", "abi", "nr", "def_flags", "mm_flags", "brk_before",
-    "start_brk", "brk", "map_count", "total_vm", "data_vm", "stack_vm", "locked_vm",
+    "index", "time", "space", "seq", "pid", "tid", "kind", "op_class", "abi", "nr", "def_flags", "mm_flags",
+    "brk_before", "start_brk", "brk", "map_count", "total_vm", "data_vm", "stack_vm", "locked_vm",
 )  # fmt: skip
 _VMA: Final = ("start", "end", "flags", "pgoff", "bits", "object", "anon_vma", "file", "uffd", "policy")
 _CALL: Final = (
-    "index", "time", "space", "seq", "pid", "tid", "abi", "nr", "result", "file", "arg0", "arg1", "arg2", "arg3", "arg4", "arg5",
+    "index", "time", "space", "seq", "pid", "tid", "abi", "nr", "result", "file",
+    "arg0", "arg1", "arg2", "arg3", "arg4", "arg5",
 )  # fmt: skip
 
 
 class Section(NamedTuple):
     """One write section (or first or last look) of an address space; columns as in the schema."""
 
-    index: int
+    place: int
     time: int
     space: int
     seq: int
@@ -55,10 +56,24 @@ class Section(NamedTuple):
     evidence: list[Event]
 
 
+class OperationRow(NamedTuple):
+    """The columns of one operation (`vmatrace.ingest.match.Operations`); ``number`` -1: it is none."""
+
+    row: int
+    kind: int
+    space: int
+    number: int
+    flags: int
+    changed: int
+    call: int
+    task: int
+    order: int
+
+
 class Call(NamedTuple):
     """One system call that returned."""
 
-    index: int
+    place: int
     time: int
     space: int
     seq: int
@@ -81,7 +96,8 @@ class _Batch:
         self._before, self._before_cover = _rows(sections, "before"), _covers(sections, "before_cover")
         self._after, self._after_cover = _rows(sections, "after"), _covers(sections, "after_cover")
         self._offsets = [
-            sections.offsets(name).tolist() for name in ("before", "before_cover", "after", "after_cover", "evidence")
+            sections.offsets(name).tolist()
+            for name in ("before", "before_cover", "after", "after_cover", "evidence")
         ]
         evidence = sections.child("evidence")
         self._evidence: list[Event] = list(
@@ -93,15 +109,16 @@ class _Batch:
         """The section in row ``row`` of the batch's table."""
         b, bc, a, ac, e = self._offsets
         n = row + 1
-        return Section(
-            *self._heads[row], self._before[b[row] : b[n]], self._before_cover[bc[row] : bc[n]],
-            self._after[a[row] : a[n]], self._after_cover[ac[row] : ac[n]], self._evidence[e[row] : e[n]],
+        lists = (
+            self._before[b[row] : b[n]], self._before_cover[bc[row] : bc[n]], self._after[a[row] : a[n]],
+            self._after_cover[ac[row] : ac[n]], self._evidence[e[row] : e[n]],
         )  # fmt: skip
+        return Section._make((*self._heads[row], *lists))
 
     def call(self, row: int) -> Call:
         """The call in row ``row`` of the batch's table."""
         values = self._calls[row]
-        return Call(*values[:10], values[10:])
+        return Call._make((*values[:10], values[10:]))
 
 
 def _rows(sections: Table, name: str) -> list[Row]:
@@ -155,48 +172,47 @@ def _places(rows: Any, count: int) -> Any:
     return np.arange(count, dtype=np.uint32) if rows is None else rows
 
 
-class Item(NamedTuple):
-    """Something to take in: ``what`` is one of the names below, ``number`` a row of its table."""
-
-    what: str
-    number: int
-
-
 OPERATION: Final = "operation"
 SECTION: Final = "section"
 FAULT: Final = "fault"
 TASK: Final = "task"
 FILE: Final = "file"
 LIMIT: Final = "limit"
-LOSS: Final = "loss"
-_KINDS: Final = (LIMIT, FILE, TASK, FAULT, LOSS, OPERATION, SECTION)
+# Of things at one index: a fork's task row stands before the copy that it tells of.
+_KINDS: Final = (LIMIT, FILE, TASK, FAULT, OPERATION, SECTION)
+_CHUNK: Final = 1 << 16
 
 
-def items(records: Records, operations: Operations) -> Iterator[Item]:
-    """Everything in the order of ``index``: operations by their first record, and sections that belong to none."""
+def walk(records: Records, operations: Operations) -> Iterator[tuple[str, int, OperationRow | None]]:
+    """Everything in the order of ``index``: what it is, its row in its table, and an operation's columns.
+
+    Operations stand where their first record does; sections are those that belong to no operation.
+    """
     idle = np.flatnonzero(operations.of_section < 0)
-    columns: list[tuple[str, Any, Any]] = [
-        (LIMIT, _index(records.limits), None),
-        (FILE, _index(records.files), None),
-        (TASK, _index(records.tasks), None),
-        (FAULT, records.faults["index"], None),
-        (LOSS, _index(records.losses), None),
-        (OPERATION, operations.order, None),
-        (SECTION, records.sections["index"][idle], idle),
-    ]
-    index = np.concatenate([column for _, column, _ in columns])
-    kind = np.repeat(np.arange(len(columns)), [len(column) for _, column, _ in columns])
-    number = np.concatenate([np.arange(len(c)) if at is None else at for _, c, at in columns])
-    # A fork's copy stands at its task row: the parent's limits and spaces come first, then the copy.
+    columns = [
+        (_index(records.limits), None), (_index(records.files), None), (_index(records.tasks), None),
+        (records.faults["index"], None), (operations.order, None), (records.sections["index"][idle], idle),
+    ]  # fmt: skip
+    index = np.concatenate([column for column, _ in columns])
+    kind = np.repeat(np.arange(len(columns)), [len(column) for column, _ in columns])
+    number = np.concatenate([np.arange(len(c)) if at is None else at for c, at in columns])
     order = np.lexsort((kind, index))
-    for k, n in zip(kind[order].tolist(), number[order].tolist(), strict=True):
-        yield Item(_KINDS[k], n)
+    kind, number = kind[order], number[order]
+    for low in range(0, len(order), _CHUNK):
+        kinds, numbers = kind[low : low + _CHUNK], number[low : low + _CHUNK]
+        found = iter(_rows_of(operations, numbers[kinds == _KINDS.index(OPERATION)]))
+        for k, n in zip(kinds.tolist(), numbers.tolist(), strict=True):
+            what = _KINDS[k]
+            yield what, n, next(found) if what == OPERATION else None
+
+
+def _rows_of(operations: Operations, rows: Any) -> list[OperationRow]:
+    columns = (
+        operations.kind, operations.space, operations.number, operations.flags, operations.changed,
+        operations.call, operations.task, operations.order,
+    )  # fmt: skip
+    return list(map(OperationRow, rows.tolist(), *(column[rows].tolist() for column in columns)))
 
 
 def _index(rows: list[dict[str, Any]]) -> Any:
     return np.array([row["index"] for row in rows], np.uint64)
-
-
-def snapshots(records: Records) -> Any:
-    """Which sections are looks at a living address space."""
-    return is_snapshot(records.sections, slice(None))

@@ -1,4 +1,4 @@
-"""Verdicts of a replay as lines of text: the sums, what was left undecided and why, and each divergence drawn."""
+"""Verdicts of a replay as lines of text: the sums, what was undecided and why, each divergence drawn."""
 
 from __future__ import annotations
 

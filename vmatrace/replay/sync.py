@@ -1,0 +1,145 @@
+"""Between records and model: inputs go in, what was read is compared, and taken over where it must be."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Final
+
+from vmatrace.replay.occurrence import EVERYTHING, Occurrence
+from vmatrace.replay.state import SpaceState
+from vmatrace.replay.stream import Section
+from vmatrace.schema import KINDS
+from vmatrace.simulator import counters_of
+
+COUNTERS: Final = ("map_count", "total_vm", "data_vm", "stack_vm", "locked_vm")
+# Bits of mm->flags (include/linux/mm_types.h): MDWE refuse-exec-gain, and PR_SET_MEMORY_MERGE.
+_MMF_HAS_MDWE: Final = 1 << 28
+_MMF_VM_MERGE_ANY: Final = 1 << 30
+
+
+def take_inputs(state: SpaceState, section: Section) -> None:
+    """The mm's own fields that are inputs, as they were when the lock was taken."""
+    mm = state.mm
+    mm.def_flags = section.def_flags
+    mm.ksm = section.mm_flags & _MMF_VM_MERGE_ANY != 0
+    mm.mdwe = section.mm_flags & _MMF_HAS_MDWE != 0
+    if section.start_brk or section.brk_before:
+        mm.start_brk = section.start_brk
+        mm.brk = section.brk_before
+
+
+def read_before(state: SpaceState, seen: Occurrence) -> str:
+    """Hold what was read when the lock was taken against the model: "" or the difference.
+
+    Afterwards the model has it.
+    """
+    if not seen.sections:
+        return ""
+    take_inputs(state, seen.sections[0])
+    found = ""
+    for lo, hi, flags, vmas in seen.before:
+        if flags:
+            continue
+        if state.unknown and not state.is_known(lo, hi):
+            state.learn_interval(lo, hi)
+            state.adopt(lo, hi, vmas)
+            continue
+        problem = state.check(lo, hi, vmas, {}, True)
+        if problem:
+            found = found or f"before: {problem}"
+            state.adopt(lo, hi, vmas)
+    return found
+
+
+def after_differs(state: SpaceState, seen: Occurrence, names: dict[Hashable, Hashable], gains: bool) -> str:
+    """Hold what was read when the lock was let go against the model: "" or the first difference.
+
+    ``names``: the objects born in between. ``gains``: what may change outside the write lock may have.
+    """
+    several = len(seen.sections) > 1
+    for at, (lo, hi, flags, vmas) in enumerate(seen.after):
+        if flags or (several and seen.overwritten(at)):
+            continue
+        if state.unknown and not state.is_known(lo, hi):
+            continue
+        loose = gains or not any(walk.lo <= lo and hi <= walk.hi for walk in seen.before)
+        problem = state.check(lo, hi, vmas, names, loose)
+        if problem:
+            return problem
+    return ""
+
+
+def counters_differ(state: SpaceState, section: Section) -> str:
+    """The mm's counters and break against the model's: "" or the first difference."""
+    if not state.counters_known or state.unknown:
+        return ""
+    mm = state.mm
+    if (mm.map_count, mm.total_vm, mm.data_vm, mm.stack_vm, mm.locked_vm) != section[15:20]:
+        for name in COUNTERS:
+            mine, seen = getattr(mm, name), getattr(section, name)
+            if section.kind == KINDS["LAST"] and name == "map_count" and seen == 0:
+                continue  # exit_mmap has taken the VMAs away already
+            if mine != seen:
+                return f"{name} is {seen}, expected {mine}"
+    if section.brk and mm.brk != section.brk:
+        return f"brk is {section.brk:#x}, expected {mm.brk:#x}"
+    return ""
+
+
+def adopt_after(state: SpaceState, seen: Occurrence) -> None:
+    """The model becomes what was seen; where nothing was read after a change it is not known."""
+    if seen.columns.number >= 0 and not seen.after and seen.events:
+        state.forget()
+    for lo, hi, flags, vmas in seen.after:
+        if not flags:
+            state.learn_interval(lo, hi)
+            state.adopt(lo, hi, vmas)
+
+
+def learn_after(state: SpaceState, seen: Occurrence) -> None:
+    """What was unknown and has been read is known."""
+    if not state.unknown:
+        return
+    for lo, hi, flags, vmas in seen.after:
+        if not flags and not state.is_known(lo, hi):
+            state.learn_interval(lo, hi)
+            state.adopt(lo, hi, vmas)
+
+
+def take_counters(state: SpaceState, seen: Occurrence) -> None:
+    """The model's counters become those that were seen."""
+    if not seen.sections:
+        return
+    section = seen.sections[-1]
+    if section.kind != KINDS["SECTION"] or not section.map_count:
+        return
+    set_counters(state, section[15:20])
+    state.mm.brk = section.brk
+    if not state.unknown:
+        state.counters_known = True
+
+
+def set_counters(state: SpaceState, values: tuple[int, ...]) -> None:
+    """Set map_count, total_vm, data_vm, stack_vm and locked_vm."""
+    mm = state.mm
+    mm.map_count, mm.total_vm, mm.data_vm, mm.stack_vm, mm.locked_vm = values
+
+
+def start_from(state: SpaceState, seen: Occurrence, task_size: int, page_size: int) -> str:
+    """The rows, complete for the whole space, become the model; "" or what no layout may show."""
+    section = seen.sections[0]
+    state.unknown = [(0, EVERYTHING)]
+    adopt_after(state, seen)
+    if all(lo >= task_size for lo, _ in state.unknown):
+        state.unknown = []
+    mm = state.mm = counters_of(state.space, page_size)
+    problem = ""
+    if not state.unknown and mm.map_count != section.map_count:
+        problem = f"map_count is {section.map_count}, {mm.map_count} VMAs were read"
+    elif not state.unknown and mm.total_vm != section.total_vm:
+        problem = f"total_vm is {section.total_vm}, the VMAs have {mm.total_vm} pages"
+    state.counters_known = not state.unknown
+    set_counters(state, section[15:20])
+    take_inputs(state, section)
+    mm.brk = section.brk or section.brk_before
+    return problem
