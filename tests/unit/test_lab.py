@@ -354,6 +354,14 @@ def test_kernel_that_never_boots_shows_its_console(tmp_path: Path, machine: gues
     assert raised.value.exit_code == 3
 
 
+def test_image_that_qemu_refuses_is_tried_once(tmp_path: Path, machine: guest.Machine) -> None:
+    mark = tmp_path / "mark"
+    pretend(tmp_path, f"open({str(mark)!r}, 'a').write('x')\nsys.exit('qemu: invalid kernel header')")
+    with pytest.raises(CannotTrace, match="QEMU ended with status 1: qemu: invalid kernel header"):
+        runner.run(job.Job(("x",)), machine, quiet, timeout=5)
+    assert mark.read_text() == "x"
+
+
 def test_command_that_hangs_is_killed(tmp_path: Path, machine: guest.Machine) -> None:
     pretend(tmp_path, "print('vmatrace-lab: up', file=open(console, 'w'), flush=True)\ntime.sleep(60)")
     begin = time.monotonic()

@@ -36,11 +36,11 @@ OPERATIONS = int(os.environ.get("VMATRACE_MATRIX_OPERATIONS", "20000"))
 _INTRODUCTION = """# Kernels that were run
 
 Written by `make test-vm`, which boots each kernel in a guest (`vmatrace lab`), records a random workload and
-a few special ones there, replays the trace here with the rules that the trace names (`auto`), and compares the
-final layouts with the kernel's own `/proc/PID/maps`. *Undecided*: in brackets those that changed a VMA.
+a few special ones there, replays the trace here with the rules that the trace names (`auto`), and compares
+the final layouts with the kernel's own `/proc/PID/maps`. *Undecided*: in brackets those that changed a VMA.
 *Signs*: features told by behaviour against those told by BTF.
 
-| kernel | release | operations | passed | FAILED | undecided | lost | layouts | rules | signs | corners | s |
+| kernel | release | ops | passed | FAILED | undecided | lost | layouts | rules | signs | corners | s |
 |---|---|---|---|---|---|---|---|---|---|---|---|
 """
 

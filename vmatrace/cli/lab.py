@@ -60,17 +60,24 @@ def run_command(
     accel: Annotated[str, typer.Option(help="auto, kvm or tcg (emulation).")] = "auto",
     append: Annotated[str, typer.Option(help="Added to the kernel's command line.")] = "",
     modules: ModulesOption = None,
+    root: Annotated[
+        str, typer.Option(help="disk, or ram for your own image without built-in disk drivers.")
+    ] = "disk",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors and warnings.")] = False,
 ) -> int:
     """Run a command on another kernel; its output and exit status become ours."""
     from vmatrace.lab import Job, run
     from vmatrace.lab.guest import Machine
 
+    if root not in ("disk", "ram"):
+        raise UsageError(f"--root {root}: not known", "disk or ram")
     if accel not in ("auto", "kvm", "tcg"):
         raise UsageError(f"--accel {accel}: not known", "auto, kvm or tcg")
     say = _sayer(quiet)
     job = Job(tuple(words), tuple(_put(text) for text in put or ()), tuple(get or ()), into, force)
-    machine = Machine(_kernel(kernel, arch, flavour, modules, quiet), accel, cpus, memory, append)
+    machine = Machine(
+        _kernel(kernel, arch, flavour, modules, root == "ram", quiet), accel, cpus, memory, append
+    )
     say(f"booting {machine.kernel.release} ({machine.kernel.arch})")
     result = run(job, machine, say, timeout=timeout)
     for data, stream in ((result.stderr, sys.stderr), (result.stdout, sys.stdout)):
@@ -123,22 +130,24 @@ def fetch_command(kernel: KernelOption, arch: ArchOption = None, flavour: Flavou
     from vmatrace.lab import fetch
 
     say = _sayer(False)
-    fetched, root = fetch(_kernel(kernel, arch, flavour, None, False), say)
+    fetched, root = fetch(_kernel(kernel, arch, flavour, None, False, False), say)
     say(f"{fetched.release} ({fetched.arch}): {fetched.image}")
     say(f"root file system: {root.image}")
     common.print_next(f"vmatrace lab run --kernel {kernel} --arch {fetched.arch} -- uname -a")
 
 
-def _kernel(kernel: str, arch: str | None, flavour: str, modules: Path | None, quiet: bool) -> Kernel:
+def _kernel(
+    kernel: str, arch: str | None, flavour: str, modules: Path | None, ram_root: bool, quiet: bool
+) -> Kernel:
     from vmatrace.lab import own_kernel, resolve
     from vmatrace.lab.kernels import FLAVOURS, normal_arch
 
     if flavour not in FLAVOURS:
         raise UsageError(f"--flavour {flavour}: not known", ", ".join(FLAVOURS))
     if "/" in kernel or Path(kernel).is_file():
-        return own_kernel(Path(kernel), normal_arch(arch), modules)
-    if modules is not None:
-        raise UsageError("--modules: only with your own kernel image", "leave it out")
+        return own_kernel(Path(kernel), normal_arch(arch), modules, ram_root=ram_root)
+    if modules is not None or ram_root:
+        raise UsageError("--modules, --root ram: only with your own kernel image", "leave it out")
     return resolve(kernel, normal_arch(arch), flavour, _sayer(quiet))
 
 

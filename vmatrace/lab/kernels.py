@@ -36,6 +36,7 @@ _ENDINGS: Mapping[tuple[str, str], str] = {
     ("arm64", "generic"): "arm64",
     ("arm64", "16k"): "arm64-16k",
 }
+OWN, OWN_IN_MEMORY = "own", "own, root in memory"
 FLAVOURS = ("cloud", "generic", "16k")
 _FETCH_MEGABYTES = 600
 _VMLINUZ = re.compile(r"\./(?:boot/vmlinuz-[^/]+|usr/lib/modules/[^/]+/vmlinuz)")
@@ -58,7 +59,7 @@ class Kernel:
     @property
     def needs_ram_root(self) -> bool:
         """Whether the disk's drivers are modules, so that only a root in memory can be mounted."""
-        return self.flavour not in ("cloud", "own")
+        return self.flavour not in ("cloud", OWN)
 
 
 def host_arch() -> str:
@@ -76,13 +77,14 @@ def normal_arch(arch: str | None) -> str:
     return name
 
 
-def own_kernel(image: Path, arch: str, modules: Path | None) -> Kernel:
-    """A user's own bzImage or Image; its disk driver (NVMe), ext4 and MSDOS partitions must be built in."""
+def own_kernel(image: Path, arch: str, modules: Path | None, *, ram_root: bool = False) -> Kernel:
+    """A user's own image; without ``ram_root``, NVMe, ext4 and MSDOS partitions must be built in."""
     if not image.is_file():
         raise UsageError(f"{image}: not a file", "give a bzImage (x86_64) or Image (arm64)")
     if modules is not None and not modules.is_dir():
         raise UsageError(f"{modules}: not a folder", "give the folder lib/modules/RELEASE of the kernel")
-    return Kernel(image.name, "", arch, "own", None, None, image.resolve(), modules)
+    flavour = OWN_IN_MEMORY if ram_root else OWN
+    return Kernel(image.name, "", arch, flavour, None, None, image.resolve(), modules)
 
 
 def cached(arch: str | None = None) -> list[Kernel]:

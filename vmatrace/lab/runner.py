@@ -90,6 +90,8 @@ def _attempt(job: Job, machine: Machine, root: Root, say: Say, timeout: float) -
         say(f"warning: {machine.kernel.release} did not come up under {accel}: {why}")
         if accel == "kvm":
             _kvm_mark().write_text(platform.release() + "\n")
+        elif ending.refused:
+            break
     raise CannotTrace(
         f"kernel {machine.kernel.release}, {machine.kernel.arch}: does not boot: "
         + (ending.why or "it ended before user space")
