@@ -110,10 +110,29 @@ static __always_inline void anon_vma_gained(u64 cache)
 	send_small(cells);
 }
 
+/* Policies and more are freed from the same functions: only what comes from the VMAs' own cache is a VMA. */
+static __always_inline void learn_vma_cache(u64 cache)
+{
+	int zero = 0;
+	u64 *known = vma_cache.lookup(&zero);
+
+	if (known)
+		*known = cache;
+}
+
+static __always_inline int from_other_cache(u64 cache)
+{
+	int zero = 0;
+	u64 *known = vma_cache.lookup(&zero);
+
+	return known && *known && *known != cache;
+}
+
 HOOK(kmem_cache_alloc)
 {
-	u64 site = ctx->args[0];
+	u64 site = ctx->args[0], *cache;
 	struct space *s;
+	int zero = 0;
 	u64 what;
 
 	if (site - TEXT_vm_area_alloc < SIZE_vm_area_alloc)
@@ -125,28 +144,35 @@ HOOK(kmem_cache_alloc)
 		return 0;
 	} else
 		return 0;
+	if (!compat_is_vma_cache(ctx->args[2]))
+		return 0;
+	learn_vma_cache(ctx->args[2]);
 	s = entered_space();
-	if (s && s->op_class != OP_FORK && compat_is_vma_cache(ctx->args[2]))
+	if (s && s->op_class != OP_FORK)
 		add_evidence(s, what, ctx->args[1], 0, 0);
 	return 0;
 }
 
 HOOK(kmem_cache_free)
 {
-	u64 site = ctx->args[0];
+	u64 site = ctx->args[0], *cache;
 	struct space *s;
+	int zero = 0;
 	u64 what;
 
 	if (site - TEXT_vma_lo >= TEXT_vma_span)
 		return 0;
-	if (site - TEXT_vma_complete < SIZE_vma_complete)
+	if (SITE_merged(site))
 		what = EVIDENCE_MERGED;
-	else if (site - TEXT_vms_complete_munmap_vmas < SIZE_vms_complete_munmap_vmas ||
-		 site - TEXT_remove_vma < SIZE_remove_vma)
+	else if (SITE_unmapped(site))
 		what = EVIDENCE_UNMAPPED;
-	else if (site - TEXT_vm_area_free < SIZE_vm_area_free)
+	else if (SITE_freed(site))
 		what = EVIDENCE_FREED;
 	else
+		return 0;
+	/* The same functions free policies and more; which cache is ours a birth has told, if there was one. */
+	cache = vma_cache.lookup(&zero);
+	if (cache && *cache && *cache != ctx->args[2])
 		return 0;
 	s = entered_space();
 	if (s && s->op_class != OP_FORK)
