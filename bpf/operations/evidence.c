@@ -130,9 +130,8 @@ static __always_inline int from_other_cache(u64 cache)
 
 HOOK(kmem_cache_alloc)
 {
-	u64 site = ctx->args[0], *cache;
+	u64 site = ctx->args[0];
 	struct space *s;
-	int zero = 0;
 	u64 what;
 
 	if (site - TEXT_vm_area_alloc < SIZE_vm_area_alloc)
@@ -155,9 +154,8 @@ HOOK(kmem_cache_alloc)
 
 HOOK(kmem_cache_free)
 {
-	u64 site = ctx->args[0], *cache;
+	u64 site = ctx->args[0];
 	struct space *s;
-	int zero = 0;
 	u64 what;
 
 	if (site - TEXT_vma_lo >= TEXT_vma_span)
@@ -170,9 +168,7 @@ HOOK(kmem_cache_free)
 		what = EVIDENCE_FREED;
 	else
 		return 0;
-	/* The same functions free policies and more; which cache is ours a birth has told, if there was one. */
-	cache = vma_cache.lookup(&zero);
-	if (cache && *cache && *cache != ctx->args[2])
+	if (!from_other_cache(ctx->args[2]))
 		return 0;
 	s = entered_space();
 	if (s && s->op_class != OP_FORK)

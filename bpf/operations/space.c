@@ -64,7 +64,6 @@ BPF_PERCPU_ARRAY(counts, u64, COUNT_MAX);
 BPF_ARRAY(next_space, u64, 1);
 BPF_ARRAY(store_fn, u64, 1);
 BPF_ARRAY(vma_cache, u64, 1);
-BPF_ARRAY(vma_cache, u64, 1);
 BPF_TABLE("lru_hash", u64, u64, files_seen, 16384);
 BPF_PERCPU_ARRAY(file_buf, struct file_record, 1);
 BPF_PROG_ARRAY(walker, 2);

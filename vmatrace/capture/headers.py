@@ -167,17 +167,15 @@ _REGS: Mapping[str, Mapping[str, str]] = {
 }
 _ARCH: Mapping[str, str] = {"x86_64": "ARCH_X86_64", "aarch64": "ARCH_ARM64"}
 
-# Functions whose call sites tell births and deaths of VMA objects apart; a missing one has size 0.
-_TEXT = (
-    "vm_area_alloc",
-    "vm_area_dup",
-    "vm_area_free",
-    "vma_complete",
-    "vms_complete_munmap_vmas",
-    "remove_vma",
-    "__anon_vma_prepare",
-)
-_FREERS = ("vma_complete", "vms_complete_munmap_vmas", "remove_vma", "vm_area_free")
+# Functions whose call sites tell births of VMA objects apart; a missing one has size 0.
+_TEXT = ("vm_area_alloc", "vm_area_dup", "__anon_vma_prepare")
+# Where VMA objects are freed. vm_area_free() ends in a jump, so its caller is the call site; which function that
+# is depends on inlining and on the kernel (before 6.12 __vma_adjust() merged and do_mas_align_munmap() unmapped).
+_FREERS: Mapping[str, tuple[str, ...]] = {
+    "merged": ("vma_complete", "commit_merge", "__vma_adjust", "vma_expand"),
+    "unmapped": ("vms_complete_munmap_vmas", "remove_vma", "remove_mt", "do_mas_align_munmap"),
+    "freed": ("vm_area_free", "__split_vma", "copy_vma", "mmap_region", "__mmap_region", "do_brk_flags"),
+}
 
 
 def header_tree(into: Path) -> Path:
@@ -261,12 +259,17 @@ def _mmap_lock_write_argument(btf: Btf) -> int:
 
 
 def _text_lines() -> list[str]:
-    ranges = text_ranges(_TEXT)
+    ranges = text_ranges([*_TEXT, *(name for names in _FREERS.values() for name in names)])
     lines = []
     for name in _TEXT:
         place, size = ranges.get(name, (0, 0))
         lines += [f"#define TEXT_{name} {place:#x}ULL", f"#define SIZE_{name} {size}ULL"]
-    freers = [ranges[name] for name in _FREERS if name in ranges]
+    freers = []
+    for kind, names in _FREERS.items():
+        found = [ranges[name] for name in names if name in ranges]
+        tests = [f"(site) - {place:#x}ULL < {size}ULL" for place, size in found]
+        lines.append(f"#define SITE_{kind}(site) ({' || '.join(tests) or '0'})")
+        freers += found
     low = min((place for place, _ in freers), default=0)
     high = max((place + size for place, size in freers), default=0)
     return [*lines, f"#define TEXT_vma_lo {low:#x}ULL", f"#define TEXT_vma_span {high - low}ULL"]
