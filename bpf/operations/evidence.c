@@ -168,7 +168,7 @@ HOOK(kmem_cache_free)
 		what = EVIDENCE_FREED;
 	else
 		return 0;
-	if (!from_other_cache(ctx->args[2]))
+	if (from_other_cache(ctx->args[2]))
 		return 0;
 	s = entered_space();
 	if (s && s->op_class != OP_FORK)
