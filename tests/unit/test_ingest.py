@@ -108,6 +108,23 @@ def sections_table(tmp_path: Path, sections: list[tuple[int, list[Evidence]]]) -
     return next(TraceFile(tmp_path / "t").batches())["sections"]
 
 
+def shrinks(items: list[Evidence]) -> bool:
+    """Whether a VMA is stored inside its own old range, which kernels from 6.3 on never do."""
+    ranges = {obj: (lo, hi) for obj, lo, hi in BEFORE}
+    for item in items:
+        if item.what in (ALLOC, DUP):
+            ranges.pop(item.obj, None)
+        elif item.what == STORE:
+            lo, hi = ranges.get(item.obj, (1, 0))
+            if lo <= item.start and item.end <= hi:
+                return True
+            for other, (start, end) in ranges.items():
+                if start < item.end and item.start < end and other != item.obj:
+                    ranges[other] = (start, item.start) if start < item.start else (item.end, end)
+            ranges[item.obj] = (item.start, item.end)
+    return False
+
+
 def test_counting_many_sections_agrees_with_telling_each(tmp_path: Path) -> None:
     rng = random.Random(7)
     sections = [(op_class, evidence(text)) for text, op_class, _, _ in CASES]
@@ -137,8 +154,20 @@ def test_counting_many_sections_agrees_with_telling_each(tmp_path: Path) -> None
     for number, (op_class, items) in enumerate(sections):
         told = interpret(op_class, BEFORE, items)
         expected = {name: sum(effect.kind == name for effect in told) for name in EFFECTS[:-1]}
-        if all(item.what != MERGED for item in items):
+        if all(item.what != MERGED for item in items) and not shrinks(items):
             assert {name: int(counts[name][number]) for name in EFFECTS[:-1]} == expected, (op_class, items)
+
+
+def test_deaths_that_are_not_seen_are_told_from_what_is_left() -> None:
+    def told(text: str, left: set[int], op_class: int = RANGE, span: Any = (30, 60)) -> Any:
+        found = interpret(op_class, BEFORE, evidence(text) if text else [], span, left=left)
+        return [(e.kind, e.obj, e.victims) for e in found]
+
+    assert told("", {1}) == [("unmap", 2, ())]
+    assert told("store 1 0-60", {1}) == [("merge", 1, (2,))]
+    assert told("store 1 0-60", {1}, OP_CLASSES["OP_MMAP"]) == [("unmap", 2, ()), ("merge", 1, ())]
+    # Before 6.3 the piece that stays is stored, too: a cut from below, then the rest is unmapped.
+    assert told("dup 9, store 2 40-60, store 9 30-40", {1, 2}) == [("split", 2, ()), ("unmap", 9, ())]
 
 
 def test_a_stack_that_grows_inside_a_call_is_a_fault_of_its_own(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ follow the definitions of effects in the design, and a test holds them equal.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -202,14 +202,17 @@ def interpret(
     evidence: Sequence[Evidence],
     span: tuple[int, int] | None = None,
     stack_grew: bool = False,
+    left: Collection[int] | None = None,
 ) -> list[Effect]:
     """Tell the effects of one section in order.
 
     ``before``: object, start, end of the VMAs known to have been there. ``span``: the range that the call
     named; it tells a merge with both neighbours from one with a single one. ``stack_grew``: the store is a
-    growth.
+    growth. ``left``: the objects that were there afterwards, given where the kernel frees VMAs too late for
+    their deaths to be seen: then what is not among them has died.
     """
-    reader = _Reader(op_class, {obj: (start, end) for obj, start, end in before}, span, stack_grew)
+    ranges = {obj: (start, end) for obj, start, end in before}
+    reader = _Reader(op_class, ranges, span, stack_grew, left)
     for item in evidence:
         reader.take(item)
     return reader.finish()
@@ -219,8 +222,15 @@ class _Reader:
     """Follows the ranges of VMA objects through one section's evidence."""
 
     def __init__(
-        self, op_class: int, ranges: dict[int, tuple[int, int]], span: tuple[int, int] | None, grew: bool
+        self,
+        op_class: int,
+        ranges: dict[int, tuple[int, int]],
+        span: tuple[int, int] | None,
+        grew: bool,
+        left: Collection[int] | None,
     ) -> None:
+        self.left = left
+        self.cut_off: dict[tuple[int, int], int] = {}
         self.op_class = op_class
         self.span = span
         self.growth = grew or op_class == OP_FAULT
@@ -239,11 +249,14 @@ class _Reader:
         elif item.what == STORE:
             self._close_merge()
             self._store(item.obj, item.start, item.end)
-        elif item.what in (MERGED, UNMAPPED, FREED):
+        elif item.what in (MERGED, UNMAPPED, FREED) and self.left is None:
             self._death(item.what, item.obj)
 
     def finish(self) -> list[Effect]:
         self._close_merge()
+        if self.left is not None:
+            gone = [obj for obj in self.ranges if obj not in self.left]
+            self.effects += [Effect("unmap", obj, *self.ranges[obj]) for obj in gone]
         # brk's first heap is stored without a word (mas_store_gfp).
         self.effects += [Effect("new", obj) for obj, what in self.newborn.items() if what == ALLOC]
         return self.effects
@@ -257,11 +270,30 @@ class _Reader:
             self.effects.append(self._split_or_copy(obj, start, end))
         elif self.growth:
             self.effects.append(Effect("grow", obj, start, end, old))
+        elif old is not None and old[0] <= start and end <= old[1]:
+            # Before 6.3 a split stores what is left of the old VMA too, ahead of the new one.
+            self.cut_off[(old[0], start) if old[0] < start else (end, old[1])] = obj
         else:
             self.merge = Effect("merge", obj, start, end, old)
+            if self.left is not None:
+                self._take_swallowed(obj, start, end)
         self._place(obj, start, end)
 
+    def _take_swallowed(self, survivor: int, start: int, end: int) -> None:
+        """Without deaths: what lies in a merge's new range was swallowed, or unmapped by the call before."""
+        left = self.left or ()
+        for obj, (lo, hi) in list(self.ranges.items()):
+            if obj == survivor or obj in left or lo < start or end < hi:
+                continue
+            named = self.span is not None and lo < self.span[1] and self.span[0] < hi
+            self._death(UNMAPPED if named and self.op_class in _MAPS_ANEW else MERGED, obj)
+
     def _split_or_copy(self, obj: int, start: int, end: int) -> Effect:
+        cut = self.cut_off.pop((start, end), None)
+        if cut is not None:
+            below = self.ranges[cut][0] == end
+            address, side = (end, "below") if below else (start, "above")
+            return Effect("split", cut, address=address, new=obj, new_side=side)
         for source, (lo, hi) in self.ranges.items():
             if lo <= start and end <= hi and (lo == start) != (hi == end):
                 below = lo == start

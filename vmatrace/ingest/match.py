@@ -108,9 +108,15 @@ def match(records: Records, groups: Groups, resolve: Callable[[list[int]], list[
     if untold:
         sections["changed"][untold] = [CHANGED if changed else UNCHANGED for changed in resolve(untold)]
     operations = _Draft(records, call_of).finish()
+    sum_up(records, operations, groups)
+    return operations
+
+
+def sum_up(records: Records, operations: Operations, groups: Groups) -> None:
+    """Fill in the effects and flags of operations from those of their sections (again, if these changed)."""
+    operations.flags[:] = 0
     _sum_effects(records, operations)
     _flag(records, operations, groups)
-    return operations
 
 
 def _child_returns(records: Records) -> Array:

@@ -13,7 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from vmatrace.errors import BadTrace
-from vmatrace.ingest.effects import ALLOC, DUP, EFFECTS, STORE, count_effects, row_ranges
+from vmatrace.ingest.effects import (
+    ALLOC,
+    DUP,
+    EFFECTS,
+    FREED,
+    MERGED,
+    STORE,
+    UNMAPPED,
+    count_effects,
+    row_ranges,
+)
 from vmatrace.ingest.losses import CpuNumbers
 from vmatrace.schema import FILE_FIELDS, LIMIT_FIELDS, LOSS_FIELDS, OP_CLASSES, TASK_FIELDS, Field
 from vmatrace.tracefile import Table, TraceFile
@@ -83,6 +93,8 @@ class Records:
     last_time: int = 0
     #: Intervals of ``index`` in which at least one record of a CPU is missing.
     gaps: list[tuple[int, int]] = field(default_factory=list)
+    #: The death of at least one VMA object was seen.
+    deaths: bool = True
     _whole: Array | None = None
 
     def whole_walks(self) -> Array:
@@ -172,6 +184,7 @@ class _Loader:
         self.uncovered: dict[int, tuple[int, int]] = {}
         self.section_batch, self.call_batch = [0], [0]
         self.batches = 0
+        self.deaths = False
         self.times: list[int] = []
 
     def add(self, tables: Mapping[str, Table]) -> None:
@@ -204,6 +217,7 @@ class _Loader:
         evidence = sections.child("evidence")
         owner = np.repeat(np.arange(sections.rows), np.diff(sections.offsets("evidence")))
         born = (evidence["what"] == ALLOC) | (evidence["what"] == DUP)
+        self.deaths |= bool(np.isin(evidence["what"], (MERGED, UNMAPPED, FREED)).any())
         self.births.put("object", evidence["object"][born])
         self.births.put("section", owner[born] + first)
         for number, span in _uncovered(sections, owner):
@@ -231,7 +245,7 @@ class _Loader:
             sections, calls, faults, self.plain["tasks"], self.plain["files"], self.plain["limits"],
             self.plain["losses"], before, after, births, self.uncovered, np.array(self.section_batch),
             np.array(self.call_batch), section_row, call_row, min(self.times, default=0),
-            max(self.times, default=0), self.cpus.gaps(last),
+            max(self.times, default=0), self.cpus.gaps(last), self.deaths,
         )  # fmt: skip
 
 

@@ -13,13 +13,14 @@ import numpy.typing as npt
 
 from vmatrace.ingest import match as matching
 from vmatrace.ingest.decode import BatchRows
-from vmatrace.ingest.effects import EFFECTS, Effect, interpret
+from vmatrace.ingest.effects import EFFECTS, Effect
 from vmatrace.ingest.match import Operations, group_sections, match, section_faults
 from vmatrace.ingest.objects import ObjectIds
 from vmatrace.ingest.records import Records, load
 from vmatrace.ingest.spaces import find_spaces
 from vmatrace.ingest.states import BASE, UNKNOWN, Picture, SpaceStates
 from vmatrace.ingest.untold import resolve
+from vmatrace.ingest.vanished import recount, section_effects
 from vmatrace.ingest.views import FileInfo, Operation, Section, Space
 from vmatrace.schema import OP_CLASSES
 from vmatrace.syscalls import call_name, find_call
@@ -28,8 +29,7 @@ from vmatrace.vma import Vma
 
 Array = npt.NDArray[Any]
 
-_RANGED: Final = (OP_CLASSES["OP_RANGE"], OP_CLASSES["OP_MBIND"])
-"""Classes of calls whose first two arguments are a range."""
+_MREMAP: Final = OP_CLASSES["OP_MREMAP"]
 _DECODED_BATCHES: Final = 3
 
 
@@ -59,6 +59,10 @@ class Trace:
         self._bases: dict[int, tuple[tuple[Vma, ...], tuple[tuple[int, int], ...]]] = {}
         self.files = _Files(self.records)
         self.operations: Operations = match(self.records, self.groups, lambda untold: resolve(self, untold))
+        #: The trace shows when VMA objects die (not before 6.14, where that comes too late).
+        self.deaths: bool = self.records.deaths and _header_says(self.header, "deaths")
+        if not self.deaths:
+            recount(self)
 
     # ---- about the trace ----
 
@@ -145,7 +149,7 @@ class Trace:
             miscounted=bool(table.flags[row] & matching.MISCOUNTED),
             effects=effects,
             sections=sections,
-            detail=_detail(sections, call["args"], bool(effects["grow"])),
+            detail=self._detail(sections, call, bool(effects["grow"])),
             task=self.records.tasks[table.task[row]] if table.task[row] >= 0 else None,
             raw_args=call["args"],
         )
@@ -157,8 +161,8 @@ class Trace:
         source: Any
         if number >= 0:
             source = {name: int(calls[name][number]) for name in ("pid", "tid", "time", "abi", "nr")}
-            batch, at = self._place(self.records.call_batch, self.records.call_row, number)
-            call = {"args": self._batch(batch).call_args(at), "result": int(calls["result"][number])}
+            args, result = self.call_of(row)
+            call = {"args": args, "result": result}
         elif table.task[row] >= 0:
             task = self.records.tasks[table.task[row]]
             source = {"pid": task["pid"], "tid": task["tid"], "time": task["time"], "abi": 0, "nr": 0}
@@ -166,6 +170,24 @@ class Trace:
             first = sections[0]
             source = {name: getattr(first, name) for name in ("pid", "tid", "time", "abi", "nr")}
         return {**source, "index": int(table.order[row])}, call
+
+    def call_of(self, row: int) -> tuple[tuple[int, ...], int | None]:
+        """Arguments and result of the call of an operation; nothing where it has none."""
+        number = int(self.operations.call[row])
+        if number < 0:
+            return (), None
+        batch, at = self._place(self.records.call_batch, self.records.call_row, number)
+        return self._batch(batch).call_args(at), int(self.records.calls["result"][number])
+
+    def _detail(self, sections: tuple[Section, ...], call: dict[str, Any], grown: bool) -> tuple[Effect, ...]:
+        found: list[Effect] = []
+        for section in sections:
+            effects = section_effects(section, call["args"], call["result"], self.page_size, self.deaths)
+            merge = next((effect for effect in effects if effect.kind == "merge"), None)
+            if section.op_class == _MREMAP and grown and merge is not None:
+                effects.append(Effect("grow", merge.obj, merge.start, merge.end, merge.old))
+            found += effects
+        return tuple(found)
 
     def _reason(self, row: int, sections: tuple[Section, ...]) -> str:
         flags, kind = self.operations.flags[row], self.operations.kind[row]
@@ -336,6 +358,12 @@ def _add_hole(holes: list[tuple[int, int]], start: int, end: int) -> None:
         holes.append((start, end))
 
 
+def _header_says(header: Mapping[str, Any], name: str) -> bool:
+    """Whether this kind of evidence is to be expected; traces that do not say have all."""
+    evidence = header.get("evidence")
+    return not isinstance(evidence, dict) or bool(evidence.get(name, True))
+
+
 def _named(arch: str, abi: int, nr: int, raw: tuple[int, ...], kind: str) -> tuple[str, dict[str, int]]:
     """The plain name and named arguments of a call; old multiplexed forms are taken apart."""
     if not raw:
@@ -357,22 +385,6 @@ def _named(arch: str, abi: int, nr: int, raw: tuple[int, ...], kind: str) -> tup
     if call.name == "ipc" and args["call"] & 0xFFFF == 22:
         return "shmdt", {"shmaddr": args["ptr"]}
     return call.name, args
-
-
-def _detail(sections: tuple[Section, ...], args: tuple[int, ...], grown: bool) -> tuple[Effect, ...]:
-    found: list[Effect] = []
-    for section in sections:
-        before = [(vma.obj, vma.start, vma.end) for walk in section.before for vma in walk.vmas]
-        span = None
-        if section.op_class in _RANGED and args:
-            span = (args[0], args[0] + args[1])
-        effects = interpret(section.op_class, before, section.evidence, span, section.grew)  # type: ignore[arg-type]
-        if section.op_class == OP_CLASSES["OP_MREMAP"] and grown:
-            merge = next((effect for effect in effects if effect.kind == "merge"), None)
-            if merge is not None:
-                effects.append(Effect("grow", merge.obj, merge.start, merge.end, merge.old))
-        found += effects
-    return tuple(found)
 
 
 def errno_name(result: int | None) -> str | None:
