@@ -151,7 +151,8 @@ class Decoder:
         is_head = np.zeros(len(tag), dtype=np.int32)
         is_head[heads] = 1
         owner = np.cumsum(is_head) - 1
-        found = {name: np.flatnonzero(tag == CELLS[f"CELL_{name}"]) for name in ("BEFORE", "AFTER", "COVER", "EVIDENCE")}
+        wanted = ("BEFORE", "AFTER", "COVER", "EVIDENCE")
+        found = {name: np.flatnonzero(tag == CELLS[f"CELL_{name}"]) for name in wanted}
         cover_role = (_take(words, 0, found["COVER"]) >> _BYTE).astype(np.uint8)
         covers = {name: found["COVER"][cover_role == CELLS[f"CELL_{name}"]] for name in ("BEFORE", "AFTER")}
         word1 = _take(words, 1, heads)
@@ -292,11 +293,12 @@ def path_of(names: list[bytes], bits: int, fs_magic: int) -> str:
 
 def _take(words: Words, row: int, places: Array) -> Array:
     """Row ``row`` at ``places``: much quicker than one two-dimensional look-up for several rows."""
-    return words[row].take(places)
+    found: Array = words[row].take(places)
+    return found
 
 
 def _any_of(kind: Array, *names: str) -> Array:
-    chosen = kind == KINDS[names[0]]
+    chosen: Array = kind == KINDS[names[0]]
     for name in names[1:]:
         chosen |= kind == KINDS[name]
     return chosen

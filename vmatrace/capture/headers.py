@@ -205,7 +205,7 @@ def text_ranges(names: Iterable[str], kallsyms: Path = KALLSYMS) -> dict[str, tu
         if text in wanted:
             found[text] = place
     if not any(addresses):
-        raise CannotTrace("kernel symbols, /proc/kallsyms: addresses are hidden", "run as root, see kernel.kptr_restrict")
+        raise CannotTrace(f"kernel symbols, {kallsyms}: addresses are hidden", "run as root, see kernel.kptr_restrict")
     addresses.sort()
     sizes = {}
     for text, place in found.items():

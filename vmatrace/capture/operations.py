@@ -106,7 +106,7 @@ class Operations:
 
     def registered(self) -> list[int]:
         """Kernel addresses of the address spaces traced now."""
-        return [int(key.value) for key in self._spaces.keys()]
+        return [int(key.value) for key in self._spaces]
 
     def space_seqs(self) -> list[tuple[int, int]]:
         """Number and write sections so far of the address spaces that are alive."""
