@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Collection
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from vmatrace.vma import Vma
 _ANONYMOUS: Final = ROW_BITS["ROW_ANONYMOUS"]
 _CLOSE: Final = ROW_BITS["ROW_CLOSE"]
 _FORKED: Final = ROW_BITS["ROW_FORKED"]
+_MOST_ROWS: Final = 1 << 16
 
 
 class Replayer:
@@ -52,9 +54,25 @@ class Replayer:
         self._pids = frozenset(trace.pids())
         self._lost = frozenset(trace.lost_sections.tolist())
         self._tgids: dict[int, int] = {}
+        #: Rows as VMAs: most rows are read again and again, unchanged.
+        self._vmas: dict[Row, Vma] = {}
 
     def run(self) -> ReplayResult:
         """Judge every operation of the trace."""
+        # Verdicts pile up and hold no cycles: looking for some again and again costs a sixth of the time.
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            self._walk()
+        finally:
+            if collecting:
+                gc.enable()
+        return ReplayResult(
+            self._about(), self.rules, self.verdicts, self._effects(), self.trace.lost_records,
+            self.trace.operations.dropped, self.merges_refused, tuple(sorted(self.without)),
+        )  # fmt: skip
+
+    def _walk(self) -> None:
         records = self.trace.records
         for what, number, columns in walk(records, self.trace.operations):
             if columns is not None:
@@ -66,16 +84,13 @@ class Replayer:
             elif what == FILE:
                 info = info_of(records.files[number])
                 self.files.known[info.identity] = info
+                self._vmas.clear()
             elif what == TASK:
                 self._task(records.tasks[number])
             elif what == LIMIT:
                 self.limits.row(records.limits[number], self._pids)
             elif what == SECTION:
                 self._idle_section(number)
-        return ReplayResult(
-            self._about(), self.rules, self.verdicts, self._effects(), self.trace.lost_records,
-            self.trace.operations.dropped, self.merges_refused, tuple(sorted(self.without)),
-        )  # fmt: skip
 
     def _about(self) -> dict[str, Any]:
         return {
@@ -124,7 +139,7 @@ class Replayer:
     def _idle_section(self, number: int) -> None:
         """A section without an operation."""
         section = self._reader.section(number)
-        columns = OperationRow(-1, -1, section.space, -1, 0, 0, -1, -1, section.place)
+        columns = OperationRow(-1, -1, section.space, -1, 0, 0, -1, -1, section.place, ())
         lost = number in self._lost
         kinds.check_idle(
             self._judge(Occurrence(columns, self.profile.arch, [section], None, lost, self.vma))
@@ -145,6 +160,14 @@ class Replayer:
 
     def vma(self, row: Row) -> Vma:
         """A row of the trace as a VMA."""
+        found = self._vmas.get(row)
+        if found is None:
+            if len(self._vmas) > _MOST_ROWS:
+                self._vmas.clear()
+            found = self._vmas[row] = self._make_vma(row)
+        return found
+
+    def _make_vma(self, row: Row) -> Vma:
         start, end, flags, pgoff, bits, obj, anon_vma, file, uffd, policy, name = row
         anonymous, close = bits & _ANONYMOUS != 0, bits & _CLOSE != 0
         kind, huge = "", 0
@@ -168,14 +191,10 @@ class Replayer:
     ) -> None:
         """Keep a verdict."""
         columns = seen.columns
-        effects: dict[str, int] = {}
-        if columns.changed:
-            table = self.trace.operations.effects
-            effects = {name: int(table[name][columns.row]) for name in EFFECTS if table[name][columns.row]}
         name = seen.name or (matching.KIND_NAMES[columns.kind] if columns.number >= 0 else "section")
         call = seen.text() if verdict == FAILED else ""
         noted = Verdict(
-            columns.space, seen.pid or state.pid, columns.number, name, verdict, reason, rules, effects,
+            columns.space, seen.pid or state.pid, columns.number, name, verdict, reason, rules, columns.effects,
             bool(columns.changed), expected, observed, call, seen.tid or state.pid, columns.order, layouts,
         )  # fmt: skip
         self.verdicts.append(noted)

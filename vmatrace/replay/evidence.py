@@ -26,6 +26,7 @@ _DEATHS: Final = {
 }
 
 Event = tuple[int, int, int, int]
+Key = tuple[int, Hashable, int, int]
 
 
 @dataclass(slots=True)
@@ -98,27 +99,26 @@ def compare(
     if not seen and not expected.anything:
         return "", names
     victims = {victim for effect in effects if type(effect) is Merge for victim in effect.victims}
-    wanted: Counter[tuple[int, Hashable, int, int]] = Counter()
-    for obj, start, end in expected.stores:
-        wanted[STORE, names.get(obj, obj), start, end] += 1
-    for obj in expected.deaths:
-        wanted[MERGED if obj in victims else UNMAPPED, names.get(obj, obj), 0, 0] += 1
-    told.update(what for what, _, _, _ in seen)
-    return _difference(wanted, seen, unstored_birth, told), names
+    wanted: list[Key] = [(STORE, names.get(obj, obj), start, end) for obj, start, end in expected.stores]
+    wanted += [(MERGED if obj in victims else UNMAPPED, names.get(obj, obj), 0, 0) for obj in expected.deaths]
+    got: list[Key] = [event for event in seen if event[0] not in _BIRTHS]
+    told.update(event[0] for event in seen)
+    if len(wanted) == len(got) and all(key in got for key in wanted) and all(key in wanted for key in got):
+        return _birth_with_range(seen), names
+    return _birth_with_range(seen) or _difference(Counter(wanted), got, unstored_birth, told), names
 
 
-def _difference(
-    wanted: Counter[tuple[int, Hashable, int, int]], seen: Sequence[Event], unstored: bool, told: set[int]
-) -> str:
-    got: Counter[tuple[int, Hashable, int, int]] = Counter()
+def _birth_with_range(seen: Sequence[Event]) -> str:
+    for what, _, start, end in seen:
+        if (start or end) and what in _BIRTHS:
+            return "the birth of a VMA object has a range"
+    return ""
+
+
+def _difference(wanted: Counter[Key], seen: Sequence[Key], unstored: bool, told: set[int]) -> str:
+    got: Counter[Key] = Counter()
     for what, obj, start, end in seen:
-        if what in _BIRTHS:
-            if start or end:
-                return "the birth of a VMA object has a range"
-            continue
-        if what == FREED:
-            what = _cause(wanted, obj, told)
-        got[what, obj, start, end] += 1
+        got[_cause(wanted, obj, told) if what == FREED else what, obj, start, end] += 1
     for key in wanted - got:
         if not (unstored and key[0] == STORE):
             return f"{_name(key)} was expected and not seen"
@@ -127,7 +127,7 @@ def _difference(
     return ""
 
 
-def _cause(wanted: Counter[tuple[int, Hashable, int, int]], obj: Hashable, told: set[int]) -> int:
+def _cause(wanted: Counter[Key], obj: Hashable, told: set[int]) -> int:
     """What a death of unknown cause stands for: a cause that this kernel's traces never name."""
     for cause in (MERGED, UNMAPPED):
         if cause not in told and wanted[cause, obj, 0, 0]:
@@ -135,7 +135,7 @@ def _cause(wanted: Counter[tuple[int, Hashable, int, int]], obj: Hashable, told:
     return FREED
 
 
-def _name(key: tuple[int, Hashable, int, int]) -> str:
+def _name(key: Key) -> str:
     what, _, start, end = key
     if what == STORE:
         return f"the store of a VMA at [{start:#x}, {end:#x})"

@@ -41,6 +41,8 @@ class Occurrence:
         self.arch = arch
         self.sections = sections
         self.call = call
+        #: The listed system call.
+        self.entry: SystemCall | None = None if call is None else find_call(arch, call.abi, call.nr)
         self.lost = lost
         if len(sections) == 1:
             self.events: Sequence[second.Event] = sections[0].evidence
@@ -55,13 +57,10 @@ class Occurrence:
                 self.after += _walks(section.after_cover, section.after, vma)
 
     @property
-    def entry(self) -> SystemCall | None:
-        """The listed system call."""
-        return None if self.call is None else find_call(self.arch, self.call.abi, self.call.nr)
-
-    @property
     def name(self) -> str:
         """The name of the call."""
+        if self.entry is not None:
+            return self.entry.name
         return "" if self.call is None else call_name(self.arch, self.call.abi, self.call.nr)
 
     @property

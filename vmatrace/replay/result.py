@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 from vmatrace.errors import EXIT_BAD_TRACE, EXIT_FAILED, EXIT_OK
+from vmatrace.ingest.effects import EFFECTS
 from vmatrace.kernel import RuleSet
 from vmatrace.replay.divergence import text_lines
 from vmatrace.vma import Vma
@@ -20,13 +21,12 @@ INPUT: Final = "inputs"
 VERDICTS: Final = (PASSED, FAILED, UNDECIDED, SKIPPED, INPUT)
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """The verdict of one operation.
 
     ``op`` counts the operations of its address space ``space``, -1: between operations. ``order`` is its
-    place among all records. ``rules``: those that decided, in order. ``effects``: how many of each, as
-    observed. ``expected``, ``observed`` and ``call`` are texts, for a FAILED one.
+    place among all records. ``rules``: those that decided, in order. ``expected``, ``observed`` and ``call``
+    are texts, for a FAILED one.
     """
 
     space: int
@@ -36,7 +36,8 @@ class Verdict:
     verdict: str
     reason: str = ""
     rules: tuple[str, ...] = ()
-    effects: Mapping[str, int] = field(default_factory=dict)
+    #: Counts by `vmatrace.ingest.effects.EFFECTS`.
+    counts: tuple[int, ...] = ()
     changed: bool = False
     expected: str = ""
     observed: str = ""
@@ -45,6 +46,11 @@ class Verdict:
     order: int = 0
     #: FAILED: what was there before, what was expected and what was seen, each by its label.
     layouts: tuple[tuple[str, tuple[Vma, ...]], ...] = ()
+
+    @property
+    def effects(self) -> dict[str, int]:
+        """How many of each effect, as observed; those that were not are left out."""
+        return {name: count for name, count in zip(EFFECTS, self.counts, strict=False) if count}
 
     @property
     def rule(self) -> str:

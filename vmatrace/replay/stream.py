@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from vmatrace.ingest.effects import EFFECTS
 from vmatrace.ingest.match import Operations
 from vmatrace.ingest.records import Records
 from vmatrace.tracefile import Table, TraceFile
@@ -68,6 +69,8 @@ class OperationRow(NamedTuple):
     call: int
     task: int
     order: int
+    #: Counts by `vmatrace.ingest.effects.EFFECTS`.
+    effects: tuple[int, ...]
 
 
 class Call(NamedTuple):
@@ -211,7 +214,8 @@ def _rows_of(operations: Operations, rows: Any) -> list[OperationRow]:
         operations.kind, operations.space, operations.number, operations.flags, operations.changed,
         operations.call, operations.task, operations.order,
     )  # fmt: skip
-    return list(map(OperationRow, rows.tolist(), *(column[rows].tolist() for column in columns)))
+    effects = zip(*(operations.effects[name][rows].tolist() for name in EFFECTS), strict=True)
+    return list(map(OperationRow, rows.tolist(), *(column[rows].tolist() for column in columns), effects))
 
 
 def _index(rows: list[dict[str, Any]]) -> Any:
