@@ -48,9 +48,7 @@ def runs(total: int, first_seed: int, longest: int) -> Iterator[tuple[int, int, 
                 return
 
 
-def agree(
-    total: int, first_seed: int, folder: Path, keep: Path | None = None, longest: int = 40_000
-) -> Tally:
+def agree(total: int, first_seed: int, folder: Path, keep: Path | None = None, longest: int = 40_000) -> Tally:
     """Record and replay until about ``total`` operations are judged; diverging traces move to ``keep``."""
     everything = Tally()
     waiting: list[tuple[Future[Tally], Path, str]] = []

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_LOCKS = "mmap=120,munmap=12,mprotect=60,mlock=120,mlock2=120,munlock=200,touch=40"
+_SMALL = "mmap=150,munmap=40,pkey_mprotect=0,process_madvise=150,mbind=150,home_node=40,madvise=100,touch=60"
+
 
 @dataclass(frozen=True, slots=True)
 class Mix:
@@ -16,19 +19,20 @@ class Mix:
 
 
 MIXES = (
-    Mix("default", (), 30),
-    Mix("rare", ("--ops", "all,fork=1", "--ksm", "--uffd"), 15),
-    Mix("locked", ("--ops", "default,mlock=150,mlock2=120,munlock=200,fork=2", "--mlockall"), 10),
-    Mix("forks", ("--ops", "default,fork=60,touch=300"), 10, 15_000),
-    Mix("errors", ("--ops", "default,invalid=400,rlimit=80,fork=2"), 15),
+    Mix("default", (), 22),
+    Mix("narrow", ("--narrow", "92"), 20),
+    Mix("rare", ("--ops", "all,fork=1,mdwe=0,aio=1", "--ksm", "--uffd", "--narrow", "50"), 12),
+    Mix("locks", ("--ops", _LOCKS + ",mlockall=15,munlockall=25", "--narrow", "93", "--mlockall"), 10),
+    Mix("forks", ("--ops", "default,fork=60,touch=300,mdwe=3", "--narrow", "60"), 8, 15_000),
+    Mix("errors", ("--ops", "default,invalid=400,rlimit=80,fork=2"), 10),
     Mix(
         "memory",
-        ("--ops", "mmap=300,munmap=80,shm=160,mremap=200,remap_file_pages=60,mprotect=100,touch=60"),
-        10,
+        ("--ops", "mmap=300,munmap=60,shm=160,mremap=250,remap_file_pages=60,mprotect=100,touch=60,aio=8,hugetlb=8"),
+        6,
     ),
-    Mix("attributes", ("--ops", "mmap=150,name=200,mbind=200,home_node=60,madvise=200,mseal=40,touch=60"), 5),
-    Mix("ksm", ("--ops", "default,ksm=20", "--ksm"), 3),
-    Mix("uffd", ("--ops", "default,uffd=120", "--uffd"), 2),
+    Mix("small", ("--ops", _SMALL.replace("pkey_mprotect=0,", ""), "--narrow", "88"), 4),
+    Mix("full", ("--fill", "65400", "--narrow", "30"), 4, 30_000),
+    Mix("uffd", ("--ops", "default,uffd=160,fork=2", "--uffd", "--narrow", "80"), 4),
 )
 
 

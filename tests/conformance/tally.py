@@ -61,9 +61,7 @@ def tally(path: Path, rules: str = "auto") -> Tally:
         elif verdict.verdict == UNDECIDED:
             found.undecided[verdict.syscall, verdict.reason] += 1
         elif verdict.verdict == FAILED:
-            found.failures.append(
-                f"space {verdict.space} op {verdict.op}: {verdict.syscall}: {verdict.reason}"
-            )
+            found.failures.append(f"space {verdict.space} op {verdict.op}: {verdict.syscall}: {verdict.reason}")
     trace.close()
     return found
 

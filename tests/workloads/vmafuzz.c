@@ -13,6 +13,8 @@
  *                  as "default,rlimit=3,fork=0"
  *   --threads T    T threads storm in one address space, N calls each (children only from the first)
  *   --children K   at most K fork children altogether (default N / 50)
+ *   --narrow P     so many of 100 calls ask for the usual alone: equal attributes, so that neighbours merge
+ *   --fill N       N single-page VMAs at the start, beside the arena: what happens at vm.max_map_count
  *   --uffd --ksm --mlockall   adds those kinds (a uffd needs CAP_SYS_PTRACE; KSM touches every VMA)
  *   --list         the kinds and their default weights
  *
@@ -63,6 +65,9 @@
 #ifndef PR_SET_VMA
 #define PR_SET_VMA 0x53564d41
 #endif
+#ifndef PR_SET_MDWE
+#define PR_SET_MDWE 65
+#endif
 #ifndef SYS_memfd_secret
 #define SYS_memfd_secret 447
 #endif
@@ -77,13 +82,14 @@ enum {
 enum kind {
 	K_MMAP, K_MUNMAP, K_MPROTECT, K_MREMAP, K_MADVISE, K_MLOCK, K_MLOCK2, K_MUNLOCK, K_MLOCKALL,
 	K_MUNLOCKALL, K_BRK, K_MBIND, K_HOME, K_MSEAL, K_SHMAT, K_SHMDT, K_REMAP_FILE, K_PKEY, K_PROCESS_MADVISE,
-	K_PRCTL_NAME, K_PRCTL_KSM, K_UFFD, K_FORK, K_COUNT,
+	K_PRCTL_NAME, K_PRCTL_KSM, K_PRCTL_MDWE, K_UFFD, K_PERSONALITY, K_AIO, K_FORK, K_COUNT,
 };
 
 static const char *const kind_names[K_COUNT] = {
 	"mmap", "munmap", "mprotect", "mremap", "madvise", "mlock", "mlock2", "munlock", "mlockall",
 	"munlockall", "brk", "mbind", "set_mempolicy_home_node", "mseal", "shmat", "shmdt", "remap_file_pages",
-	"pkey_mprotect", "process_madvise", "prctl_set_vma", "prctl_memory_merge", "userfaultfd_ioctl", "clone",
+	"pkey_mprotect", "process_madvise", "prctl_set_vma", "prctl_memory_merge", "prctl_set_mdwe", "userfaultfd_ioctl",
+	"personality", "io_setup", "clone",
 };
 
 /* What one thread works with; a fork child goes on with its own copy. */
@@ -98,9 +104,9 @@ struct worker {
 
 static size_t page;
 static char *arena, *vault, *break_base;
-static int fd_rw, fd_ro, fd_mem, fd_zero_write, fd_sealed, fd_secret = -1, fd_uffd = -1, fd_dir;
+static int fd_rw, fd_ro, fd_mem, fd_zero_write, fd_sealed, fd_secret = -1, fd_uffd[2] = { -1, -1 }, fd_dir;
 static int threads = 1, exit_status;
-static long children_left = -1;
+static long children_left = -1, narrow, fill;
 static const char *dump_file, *child_directory, *counts_file;
 static struct worker workers[MAX_THREADS];
 static char stacks[MAX_THREADS][STACK] __attribute__((aligned(4096)));
@@ -177,6 +183,12 @@ static void touch(struct worker *w, char *at, int writing)
 	may_escape = 0;
 }
 
+/* Whether this call asks for the usual alone. */
+static int usual(struct worker *w)
+{
+	return narrow && chance(w, narrow);
+}
+
 static long length(struct worker *w)
 {
 	return chance(w, 60) ? 1 + below(w, 4) : 1 + below(w, 12);
@@ -189,6 +201,8 @@ static char *range(struct worker *w, long *pages)
 	long which = below(w, 100);
 
 	*pages = n;
+	if (usual(w))
+		which = 99;
 	if (which < 14) {
 		long i = below(w, STRAYS);
 
@@ -218,6 +232,8 @@ static int protection(struct worker *w)
 		PROT_READ | PROT_EXEC, PROT_READ | PROT_WRITE | PROT_EXEC, PROT_WRITE, PROT_EXEC,
 	};
 
+	if (usual(w))
+		return chance(w, 70) ? PROT_READ | PROT_WRITE : PROT_READ;
 	/* The rare ones rarely: PROT_EXEC alone takes a key where there are keys. */
 	return chance(w, 80) ? all[below(w, 6)] : all[below(w, 10)];
 }
@@ -245,6 +261,8 @@ static int map_flags(struct worker *w, int private)
 {
 	int flags = 0;
 
+	if (usual(w))
+		return private ? MAP_NORESERVE : 0;
 	if (private && chance(w, 55))
 		flags |= MAP_NORESERVE;
 	if (chance(w, 5))
@@ -267,6 +285,10 @@ static void do_mmap(struct worker *w)
 	int prot = protection(w), flags, fd = -1;
 	long how = below(w, 100), place = below(w, 100);
 
+	if (usual(w)) {
+		how = 0;
+		place = chance(w, 80) ? 0 : place;
+	}
 	if (how < 62) {
 		flags = MAP_PRIVATE | MAP_ANONYMOUS;
 	} else if (how < 70) {
@@ -282,7 +304,7 @@ static void do_mmap(struct worker *w)
 	} else if (how < 98) {
 		flags = MAP_DROPPABLE | MAP_ANONYMOUS;
 	} else if (how < 99 && fd_secret >= 0) {
-		flags = MAP_SHARED;
+		flags = chance(w, 90) ? MAP_SHARED : MAP_PRIVATE;
 		fd = fd_secret;
 	} else {
 		/* /dev/zero: private is anonymous with a file. */
@@ -387,6 +409,8 @@ static void do_madvise(struct worker *w)
 	char *at = range(w, &pages);
 	int advice = advices[chance(w, 75) ? below(w, 13) : below(w, sizeof(advices) / sizeof(advices[0]))];
 
+	if (usual(w))
+		advice = chance(w, 50) ? MADV_DONTDUMP : MADV_DODUMP;
 	CALL(w, K_MADVISE, SYS_madvise, at, pages * page, advice, 0, 0, 0);
 }
 
@@ -399,7 +423,8 @@ static void do_process_madvise(struct worker *w)
 
 	if (self < 0)
 		return;
-	CALL(w, K_PROCESS_MADVISE, SYS_process_madvise, self, &part, 1, advices[below(w, 20)], 0, 0);
+	CALL(w, K_PROCESS_MADVISE, SYS_process_madvise, self, &part, 1,
+	     advices[usual(w) ? 7 + below(w, 2) : below(w, 20)], 0, 0);
 	close(self);
 }
 
@@ -416,7 +441,7 @@ static void do_mlock2(struct worker *w)
 	long pages;
 	char *at = range(w, &pages);
 
-	CALL(w, K_MLOCK2, SYS_mlock2, at, pages * page, below(w, 2), 0, 0, 0);
+	CALL(w, K_MLOCK2, SYS_mlock2, at, pages * page, usual(w) || below(w, 2), 0, 0, 0);
 }
 
 static void do_munlock(struct worker *w)
@@ -452,7 +477,7 @@ static void do_mbind(struct worker *w)
 	long pages;
 	char *at = range(w, &pages);
 	unsigned long node = 1;
-	int mode = modes[below(w, 6)];
+	int mode = modes[usual(w) ? below(w, 2) * 2 : below(w, 6)];
 	/* DEFAULT and LOCAL take no nodes. */
 	int bare = mode == 0 || mode == 4;
 
@@ -465,6 +490,47 @@ static void do_home(struct worker *w)
 	char *at = range(w, &pages);
 
 	CALL(w, K_HOME, SYS_set_mempolicy_home_node, at, pages * page, 0, 0, 0, 0);
+}
+
+static void do_personality(struct worker *w)
+{
+	enum { READS_EXECUTE = 0x0400000 };	/* READ_IMPLIES_EXEC */
+
+	CALL(w, K_PERSONALITY, SYS_personality, READS_EXECUTE, 0, 0, 0, 0, 0);
+	do_mmap(w);
+	do_mprotect(w);
+	CALL(w, K_PERSONALITY, SYS_personality, 0, 0, 0, 0, 0, 0);
+}
+
+/* For ever: children only. */
+static void do_mdwe(struct worker *w)
+{
+	if (w->depth)
+		CALL(w, K_PRCTL_MDWE, SYS_prctl, PR_SET_MDWE, 1, 0, 0, 0, 0);
+}
+
+/* A ring is a file map that may not grow; the context's number is its address. */
+static void do_aio(struct worker *w)
+{
+	unsigned long ring = 0;
+
+	if (CALL(w, K_AIO, SYS_io_setup, 1 + below(w, 64), &ring, 0, 0, 0, 0) == 0)
+		keep_stray(w, (char *)ring, 1);
+}
+
+/* Two huge pages, none of which need be there: what a cut inside one answers. */
+static void do_hugetlb(struct worker *w)
+{
+	const long pages = 2 * 2 * 1024 * 1024 / (long)page;
+	char *got = (char *)CALL(w, K_MMAP, SYS_mmap, NULL, pages * page, PROT_READ | PROT_WRITE,
+				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_HUGETLB, -1, 0);
+
+	if (got == MAP_FAILED)
+		return;
+	CALL(w, K_MPROTECT, SYS_mprotect, got, (chance(w, 50) ? pages / 2 : 1) * page, PROT_READ, 0, 0, 0);
+	CALL(w, K_MUNMAP, SYS_munmap, got, page, 0, 0, 0, 0);
+	CALL(w, K_MREMAP, SYS_mremap, got, page, 2 * page, MREMAP_MAYMOVE, 0, 0);
+	CALL(w, K_MUNMAP, SYS_munmap, got, pages * page, 0, 0, 0, 0);
 }
 
 static void do_mseal(struct worker *w)
@@ -531,10 +597,21 @@ static void do_ksm(struct worker *w)
 	CALL(w, K_PRCTL_KSM, SYS_prctl, PR_SET_MEMORY_MERGE, below(w, 2), 0, 0, 0, 0);
 }
 
+static int open_uffd(void)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	int fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+
+	if (fd < 0 || ioctl(fd, UFFDIO_API, &api))
+		die("no userfaultfd");
+	return fd;
+}
+
 static void do_uffd(struct worker *w)
 {
 	struct uffdio_register enroll;
 	long pages;
+	int fd = fd_uffd[chance(w, 20)];
 
 	memset(&enroll, 0, sizeof(enroll));
 	enroll.range.start = (uint64_t)(uintptr_t)range(w, &pages);
@@ -542,9 +619,14 @@ static void do_uffd(struct worker *w)
 	/* Write-protect mode only: a missing-page fault would wait for a handler for ever. */
 	enroll.mode = UFFDIO_REGISTER_MODE_WP;
 	if (chance(w, 50))
-		CALL(w, K_UFFD, SYS_ioctl, fd_uffd, UFFDIO_REGISTER, &enroll, 0, 0, 0);
+		CALL(w, K_UFFD, SYS_ioctl, fd, UFFDIO_REGISTER, &enroll, 0, 0, 0);
 	else
-		CALL(w, K_UFFD, SYS_ioctl, fd_uffd, UFFDIO_UNREGISTER, &enroll.range, 0, 0, 0);
+		CALL(w, K_UFFD, SYS_ioctl, fd, UFFDIO_UNREGISTER, &enroll.range, 0, 0, 0);
+	/* The last to let go of a context takes it off every VMA. */
+	if (!w->depth && chance(w, 2)) {
+		close(fd_uffd[1]);
+		fd_uffd[1] = open_uffd();
+	}
 }
 
 static void do_touch(struct worker *w)
@@ -659,7 +741,8 @@ static struct op ops[] = {
 	{ "remap_file_pages", do_remap_file, 2 }, { "process_madvise", do_process_madvise, 4 },
 	{ "name", do_name, 2 },		{ "ksm", do_ksm, 0 },		{ "uffd", do_uffd, 0 },
 	{ "touch", do_touch, 130 },	{ "rlimit", do_rlimit, 2 },	{ "invalid", do_invalid, 24 },
-	{ "fork", do_fork, 10 },
+	{ "personality", do_personality, 0 }, { "mdwe", do_mdwe, 0 },	{ "aio", do_aio, 0 },
+	{ "hugetlb", do_hugetlb, 0 },	{ "fork", do_fork, 10 },
 };
 enum { OPS = sizeof(ops) / sizeof(ops[0]) };
 static int total_weight;
@@ -838,6 +921,16 @@ static void prepare(uint64_t seed, const char *path)
 		workers[i].random = seed * 0x2545f4914f6cdd1dull + i;
 }
 
+/* Single pages that cannot merge: every other one may be read. */
+static void fill_up(void)
+{
+	char *at = reserve(fill);
+
+	for (long i = 0; i < fill; i++)
+		CALL(workers, K_MMAP, SYS_mmap, at + i * page, page, i & 1 ? PROT_READ : PROT_NONE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+}
+
 static struct op *find_op(const char *name, size_t size)
 {
 	for (long i = 0; i < OPS; i++)
@@ -884,7 +977,7 @@ static void list_ops(void)
 static int usage(void)
 {
 	fprintf(stderr, "usage: vmafuzz SEED N [-o FILE] [-C DIR] [-c FILE] [-x STATUS] [-t FILE] [--ops LIST]\n"
-		"               [--threads T] [--children K] [--uffd] [--ksm] [--mlockall] [--list]\n");
+		"               [--threads T] [--children K] [--narrow P] [--fill N] [--uffd] [--ksm] [--mlockall] [--list]\n");
 	return 2;
 }
 
@@ -943,6 +1036,10 @@ int main(int argc, char **argv)
 			choose_ops(value), i++;
 		else if (!strcmp(word, "--threads"))
 			threads = atoi(value), i++;
+		else if (!strcmp(word, "--narrow"))
+			narrow = atol(value), i++;
+		else if (!strcmp(word, "--fill"))
+			fill = atol(value), i++;
 		else if (!strcmp(word, "--children"))
 			children_left = atol(value), i++;
 		else
@@ -958,13 +1055,10 @@ int main(int argc, char **argv)
 	if (children_left < 0)
 		children_left = steps_wanted / 50;
 	prepare(numbers[0], path);
-	if (uffd) {
-		struct uffdio_api api = { .api = UFFD_API };
-
-		fd_uffd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-		if (fd_uffd < 0 || ioctl(fd_uffd, UFFDIO_API, &api))
-			die("no userfaultfd");
-	}
+	for (long i = 0; uffd && i < 2; i++)
+		fd_uffd[i] = open_uffd();
+	if (fill)
+		fill_up();
 	run_threads();
 	if (counts_file)
 		write_counts(workers, threads);

@@ -45,6 +45,7 @@ from vmatrace.vma import (
     PKEY_SHIFT,
     SHADOW_STACK,
     SHARED,
+    SPECIAL,
     SYNC,
     WIPEONFORK,
     WRITE,
@@ -286,9 +287,7 @@ def _anonymous_flags(kernel: Kernel, flags: int, vm_flags: int) -> int:
     kernel.fail("EINVAL")
 
 
-def _mapping(
-    kernel: Kernel, given: FileGiven | None, start: int, length: int, flags: int, pgoff: int
-) -> Mapping:
+def _mapping(kernel: Kernel, given: FileGiven | None, start: int, length: int, flags: int, pgoff: int) -> Mapping:
     mapping = Mapping(start, start + length, flags, pgoff, given)
     if given is not None:
         mapping.file = given.identity
@@ -335,14 +334,14 @@ def remap_file_pages(kernel: Kernel, operation: Operation) -> int:
         end = other.end
     if start + size > end:
         kernel.fail("EINVAL")
-    flags = (
-        args.get("flags", 0) & 0x10000 | MAP_SHARED | MAP_FIXED | (MAP_LOCKED if vma.flags & LOCKED else 0)
-    )
+    flags = args.get("flags", 0) & 0x10000 | MAP_SHARED | MAP_FIXED | (MAP_LOCKED if vma.flags & LOCKED else 0)
     given: FileGiven = kernel.inputs.get("file") or FileGiven(vma.file)
     # SHARED says that the file was opened for writing; without MAYWRITE it is sealed.
     given = replace(
         given, identity=vma.file, kind=vma.kind, close=vma.close, writable=True,
         write_sealed=not vma.flags & MAYWRITE, noexec=not vma.flags & MAYEXEC,
+        # The driver maps as it did before.
+        set_flags=given.set_flags | vma.flags & SPECIAL,
     )  # fmt: skip
     kernel.inputs = {**kernel.inputs, "file": given}
     do_mmap(kernel, start, size, vma.flags & 7, flags, pgoff)
