@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -12,7 +12,7 @@ from vmatrace.ingest.effects import Evidence
 from vmatrace.ingest.objects import ObjectIds
 from vmatrace.ingest.records import CHANGED, Records
 from vmatrace.ingest.views import Section, Walk
-from vmatrace.schema import ROW_BITS
+from vmatrace.schema import KINDS, ROW_BITS
 from vmatrace.tracefile import Table
 from vmatrace.vma import Vma
 
@@ -22,6 +22,8 @@ _ANONYMOUS: Final = ROW_BITS["ROW_ANONYMOUS"]
 _CLOSE: Final = ROW_BITS["ROW_CLOSE"]
 _FORKED: Final = ROW_BITS["ROW_FORKED"]
 _SIDES: Final = ("before", "after")
+_EXEC: Final = KINDS["EXEC"]
+# In the order of the fields of Section.
 _SECTION_NUMBERS: Final = (
     "index", "time", "acquired", "space", "seq", "pid", "tid", "kind", "op_class", "abi", "nr", "def_flags",
     "mm_flags", "brk_before", "start_brk", "brk", "map_count", "total_vm", "data_vm", "stack_vm", "locked_vm",
@@ -45,25 +47,25 @@ class BatchRows:
         self._objects = objects
         self._files = files
         self._ids: dict[str, Array] = {}
-        self._columns: dict[str, list[Array]] = {}
+        self._rows: dict[str, Array] = {}
+        self._args: Array | None = None
 
     def call_args(self, row: int) -> tuple[int, ...]:
         """The six arguments of a call."""
-        return tuple(int(self._calls[f"arg{n}"][row]) for n in range(6))
+        if self._args is None:
+            self._args = np.stack([self._calls[f"arg{n}"] for n in range(6)], axis=1)
+        return tuple(self._args[row].tolist())
 
     def vmas(self, row: int, side: int, first: int, last: int) -> tuple[Vma, ...]:
         """VMAs ``first`` to ``last`` (exclusive) of the rows that a section has on one side (0: before)."""
         name = _SIDES[side]
         origin = int(self._sections.offsets(name)[row])
         part = slice(origin + first, origin + last)
-        table = self._sections.child(name)
-        columns = [column[part].tolist() for column in self._vma_columns(name)]
-        objects = self._object_ids(name)[part].tolist()
-        names = table.text("name")[part] if table.has_text("name") else [""] * len(objects)
+        names: list[str] = self._names(name)
         index = int(self._sections["index"][row])
         found = []
-        for start, end, flags, pgoff, bits, anon_vma, file, uffd, policy, obj, text in zip(
-            *columns, objects, names, strict=True
+        for at, (start, end, flags, pgoff, bits, anon_vma, file, uffd, policy, obj) in enumerate(
+            self._vma_rows(name)[part].tolist(), part.start
         ):
             found.append(
                 Vma(
@@ -72,13 +74,13 @@ class BatchRows:
                     flags,
                     pgoff,
                     self._files.find(file, index) if file else None,
-                    bool(bits & _ANONYMOUS),
-                    bool(bits & _CLOSE),
+                    bits & _ANONYMOUS != 0,
+                    bits & _CLOSE != 0,
                     anon_vma or None,
-                    bool(bits & _FORKED),
+                    bits & _FORKED != 0,
                     uffd or None,
                     policy or None,
-                    text or None,
+                    names[at] or None if names else None,
                     obj,
                 )
             )
@@ -86,48 +88,56 @@ class BatchRows:
 
     def section(self, row: int, number: int, lost_before: bool, records: Records) -> Section:
         """The section in that row; ``number``: its place among all sections."""
-        table = self._sections
-        values = {name: int(table[name][row]) for name in _SECTION_NUMBERS}
-        return Section(
-            number=number,
-            comm=table.text("comm")[row] if table.has_text("comm") else "",
-            before=self._walks(row, 0),
-            after=self._walks(row, 1),
-            evidence=self._evidence(row),
-            grew=bool(records.sections["grew"][number]),
-            changed=bool(records.sections["changed"][number] == CHANGED),
-            lost_before=lost_before,
-            **values,
-        )
+        rows = self._rows.get("sections")
+        if rows is None:
+            rows = self._rows["sections"] = _as_rows(self._sections, _SECTION_NUMBERS)
+        comm = self._sections.text("comm")[row] if int(rows[row]["kind"]) == _EXEC else ""
+        grew = bool(records.sections["grew"][number])
+        changed = bool(records.sections["changed"][number] == CHANGED)
+        looks = (self._walks(row, 0), self._walks(row, 1), self._evidence(row))
+        values = (number, *rows[row].tolist(), comm, *looks, grew, changed, lost_before)
+        return Section(*values)
 
     def _walks(self, row: int, side: int) -> tuple[Walk, ...]:
         name = _SIDES[side] + "_cover"
-        covers, offsets = self._sections.child(name), self._sections.offsets(name)
-        part = slice(int(offsets[row]), int(offsets[row + 1]))
+        rows = self._rows.get(name)
+        if rows is None:
+            rows = self._rows[name] = _as_rows(self._sections.child(name), ("start", "end", "flags", "rows"))
+        offsets = self._sections.offsets(name)
         found, first = [], 0
-        for start, end, flags, rows in zip(
-            *(covers[column][part].tolist() for column in ("start", "end", "flags", "rows")), strict=True
-        ):
+        for start, end, flags, count in rows[offsets[row] : offsets[row + 1]].tolist():
             if end > start:
-                found.append(Walk(start, end, flags, self.vmas(row, side, first, first + rows)))
-            first += rows
+                found.append(Walk(start, end, flags, self.vmas(row, side, first, first + count)))
+            first += count
         return tuple(found)
 
     def _evidence(self, row: int) -> tuple[Evidence, ...]:
-        offsets, table = self._sections.offsets("evidence"), self._sections.child("evidence")
-        part = slice(int(offsets[row]), int(offsets[row + 1]))
-        if part.start == part.stop:
+        offsets = self._sections.offsets("evidence")
+        first, last = int(offsets[row]), int(offsets[row + 1])
+        if first == last:
             return ()
-        objects = self._object_ids("evidence")[part].tolist()
-        what, start, end = (table[name][part].tolist() for name in ("what", "start", "end"))
-        return tuple(Evidence(*item) for item in zip(what, objects, start, end, strict=True))
+        rows = self._rows.get("evidence")
+        if rows is None:
+            rows = _as_rows(self._sections.child("evidence"), ("what", "object", "start", "end"))
+            rows["object"] = self._object_ids("evidence")
+            self._rows["evidence"] = rows
+        return tuple(Evidence(*item) for item in rows[first:last].tolist())
 
-    def _vma_columns(self, side: str) -> list[Array]:
-        found = self._columns.get(side)
-        if found is None:
-            table = self._sections.child(side)
-            found = self._columns[side] = [table[name] for name in _VMA_NUMBERS]
-        return found
+    def _vma_rows(self, side: str) -> Array:
+        rows = self._rows.get(side)
+        if rows is None:
+            rows = _as_rows(self._sections.child(side), (*_VMA_NUMBERS, "object"))
+            rows["object"] = self._object_ids(side)
+            self._rows[side] = rows
+        return rows
+
+    def _names(self, side: str) -> list[str]:
+        """The anonymous names of all VMAs of a side; no list at all where none has one."""
+        table = self._sections.child(side)
+        key = side + " names"
+        if key not in self._rows:
+            self._rows[key] = np.array(table.has_text("name"))
+        return table.text("name") if self._rows[key] else []
 
     def _object_ids(self, name: str) -> Array:
         """Ids of all objects in a child table, each as of its moment."""
@@ -152,3 +162,12 @@ class BatchRows:
         ahead = np.cumsum(counts) - counts
         inside: Array = total - ahead[owner]
         return inside
+
+
+def _as_rows(table: Table, names: Sequence[str]) -> Array:
+    """Columns as one array of rows, of which a slice becomes Python values in one step."""
+    columns = [table[name] for name in names]
+    rows = np.empty(table.rows, [(name, column.dtype) for name, column in zip(names, columns, strict=True)])
+    for name, column in zip(names, columns, strict=True):
+        rows[name] = column
+    return rows

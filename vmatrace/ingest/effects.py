@@ -125,9 +125,7 @@ def _inside_before(sections: Table, owner: Array, evidence: Table, stores: Array
     lo, hi = offsets[owner[at]], offsets[owner[at] + 1]
     which = np.repeat(at, hi - lo)
     rows = row_ranges(lo, hi)
-    within = (before["start"][rows] <= evidence["start"][which]) & (
-        evidence["end"][which] <= before["end"][rows]
-    )
+    within = (before["start"][rows] <= evidence["start"][which]) & (evidence["end"][which] <= before["end"][rows])
     inside[which[within]] = True
     return inside
 
@@ -155,17 +153,13 @@ def _stack_grew(sections: Table, counts: dict[str, Array], offsets: Array, obj: 
     after, rows = sections.child("after"), sections.offsets("after")
     for number in np.flatnonzero(single).tolist():
         part = slice(rows[number], rows[number + 1])
-        match = (after["object"][part] == obj[offsets[number]]) & (
-            after["flags"][part] & np.uint64(GROWSDOWN) != 0
-        )
+        match = (after["object"][part] == obj[offsets[number]]) & (after["flags"][part] & np.uint64(GROWSDOWN) != 0)
         grown[number] = bool(match.any())
     return grown
 
 
 def _recount(sections: Table, number: int, counts: dict[str, Array]) -> None:
-    found = interpret(
-        int(sections["op_class"][number]), before_ranges(sections, number), evidence_of(sections, number)
-    )
+    found = interpret(int(sections["op_class"][number]), before_ranges(sections, number), evidence_of(sections, number))
     for name in EFFECTS[:-1]:
         counts[name][number] = sum(effect.kind == name for effect in found)
     counts["victim"][number] = sum(len(effect.victims) for effect in found)
@@ -298,9 +292,7 @@ class _Reader:
             if lo <= start and end <= hi and (lo == start) != (hi == end):
                 below = lo == start
                 address = end if below else start
-                return Effect(
-                    "split", source, address=address, new=obj, new_side="below" if below else "above"
-                )
+                return Effect("split", source, address=address, new=obj, new_side="below" if below else "above")
         if self.op_class == OP_MREMAP:
             return Effect("copy", obj, start, end)
         return Effect("split", 0, new=obj)

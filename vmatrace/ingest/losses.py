@@ -99,6 +99,4 @@ class CpuNumbers:
         for at in np.flatnonzero(missing > 0).tolist():
             self._holes.append(_Hole(cpu, int(index[at]), int(index[at + 1]), int(missing[at])))
         spare = parts[1:] - 1 - np.clip(skipped, 0, parts[1:] - 1)
-        self._spare += [
-            (cpu, int(index[at + 1]), int(spare[at])) for at in np.flatnonzero(spare > 0).tolist()
-        ]
+        self._spare += [(cpu, int(index[at + 1]), int(spare[at])) for at in np.flatnonzero(spare > 0).tolist()]

@@ -91,9 +91,7 @@ def group_sections(records: Records) -> Groups:
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(space) else np.zeros(0, np.int64)
     ends = np.r_[starts[1:], len(space)]
     ids = ordered[starts].tolist()
-    return Groups(
-        order, {n: slice(lo, hi) for n, lo, hi in zip(ids, starts.tolist(), ends.tolist(), strict=True)}
-    )
+    return Groups(order, {n: slice(lo, hi) for n, lo, hi in zip(ids, starts.tolist(), ends.tolist(), strict=True)})
 
 
 def match(records: Records, groups: Groups, resolve: Callable[[list[int]], list[bool]]) -> Operations:
@@ -142,9 +140,7 @@ def _calls_of_sections(records: Records) -> Array:
         call = np.minimum(np.searchsorted(key, _task_order(sections, part)), len(key) - 1)
         if sort is not None:
             call = sort[call]
-        own = {
-            name: sections[name][part] for name in ("tid", "index", "nr", "abi", "kind", "op_class", "grew")
-        }
+        own = {name: sections[name][part] for name in ("tid", "index", "nr", "abi", "kind", "op_class", "grew")}
         fits = (own["kind"] == KINDS["SECTION"]) & (own["op_class"] != _FAULT_CLASS) & (own["grew"] == 0)
         fits &= (own["nr"] == calls["nr"][call]) & (own["abi"] == calls["abi"][call])
         fits |= (own["kind"] == KINDS["EXEC"]) & (calls["op_class"][call] == _EXEC_CLASS)
@@ -200,9 +196,7 @@ class _Draft:
         idle &= ~_child_returns(self.records)
         rest = np.flatnonzero(idle).astype(np.int32)
         nothing = np.full(len(rest), -1, np.int32)
-        self._add(
-            calls["space"][rest], np.full(len(rest), CALL, np.uint8), rest, nothing, calls["index"][rest]
-        )
+        self._add(calls["space"][rest], np.full(len(rest), CALL, np.uint8), rest, nothing, calls["index"][rest])
 
     def _add_lonely_sections(self, lonely: Array) -> None:
         sections = self.records.sections

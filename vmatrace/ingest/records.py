@@ -144,9 +144,7 @@ class _Collector:
     """Columns that grow batch by batch; those without a dtype are small counts."""
 
     def __init__(self, columns: Mapping[str, Any]) -> None:
-        self.columns = {
-            n: _SmallColumn() if dtype is None else _Column(dtype) for n, dtype in columns.items()
-        }
+        self.columns = {n: _SmallColumn() if dtype is None else _Column(dtype) for n, dtype in columns.items()}
 
     def add(self, source: Table | Mapping[str, Array], names: Iterable[str] | None = None) -> None:
         for name in names or self.columns:
@@ -165,9 +163,7 @@ def load(file: TraceFile) -> Records:
     for tables in file.batches():
         loader.add(tables)
     if not loader.batches:
-        raise BadTrace(
-            f"{file.path} holds no records", "record again; the recording ended before anything was written"
-        )
+        raise BadTrace(f"{file.path} holds no records", "record again; the recording ended before anything was written")
     return loader.finish(file.end.get("cpu_seq", ()))
 
 
@@ -260,9 +256,7 @@ class _CoverCollector:
         claimed = np.bincount(owner, weights=covers["rows"], minlength=sections.rows)
         walked = covers["end"] > covers["start"]
         if (claimed != np.diff(sections.offsets(side))).any() or (covers["rows"][~walked] > 0).any():
-            raise BadTrace(
-                "the trace is damaged: its walks and their VMAs do not fit together", "record again"
-            )
+            raise BadTrace("the trace is damaged: its walks and their VMAs do not fit together", "record again")
         self.columns.add({name: covers[name][walked] for name in _COVER})
         self.counts.add(np.bincount(owner[walked], minlength=sections.rows))
 
@@ -290,9 +284,7 @@ def _take(columns: dict[str, Array], order: Array) -> dict[str, Array]:
 def _take_covers(covers: Covers, order: Array) -> Covers:
     lo, hi = covers.first[:-1][order], covers.first[1:][order]
     rows = row_ranges(lo, hi)
-    return Covers(
-        _firsts(hi - lo), covers.start[rows], covers.end[rows], covers.flags[rows], covers.rows[rows]
-    )
+    return Covers(_firsts(hi - lo), covers.start[rows], covers.end[rows], covers.flags[rows], covers.rows[rows])
 
 
 def _plain_rows(table: Table, fields: tuple[Field, ...]) -> list[dict[str, Any]]:
@@ -339,9 +331,7 @@ def _changes(sections: Table) -> Array:
         differs |= before[name][b] != after[name][a]
     if before.has_text("name") or after.has_text("name"):
         names, others = before.text("name"), after.text("name")
-        differs |= np.array(
-            [names[i] != others[j] for i, j in zip(b.tolist(), a.tolist(), strict=True)], bool
-        )
+        differs |= np.array([names[i] != others[j] for i, j in zip(b.tolist(), a.tolist(), strict=True)], bool)
     owner = np.repeat(even, nb[even])
     for number in np.unique(owner[differs]).tolist():
         changed[number] = _differs(sections, number)
@@ -395,9 +385,7 @@ def _uncovered(sections: Table, owner: Array) -> list[tuple[int, tuple[int, int]
     at = np.flatnonzero(store & missing[owner])
     which = np.repeat(at, np.diff(offsets)[owner[at]])
     walks = row_ranges(offsets[owner[at]], offsets[owner[at] + 1])
-    fits = (covers["start"][walks] <= evidence["start"][which]) & (
-        evidence["end"][which] <= covers["end"][walks]
-    )
+    fits = (covers["start"][walks] <= evidence["start"][which]) & (evidence["end"][which] <= covers["end"][walks])
     read = np.zeros(len(store), bool)
     read[which[fits & (covers["flags"][walks] == 0)]] = True
     unread = np.unique(owner[at[~read[at]]]).tolist()

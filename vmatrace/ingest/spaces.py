@@ -78,9 +78,7 @@ def _add_section(spaces: dict[int, Space], records: Records, number: int, origin
     values = {name: int(table[name][number]) for name in ("space", "pid", "tid", "index", "acquired")}
     space = spaces.get(values["space"])
     if space is None:
-        space = Space(
-            values["space"], values["pid"], values["tid"], origin, values["index"], values["acquired"]
-        )
+        space = Space(values["space"], values["pid"], values["tid"], origin, values["index"], values["acquired"])
         spaces[space.id] = space
     if not space.pids:
         space.pids.append(values["pid"])

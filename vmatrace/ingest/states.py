@@ -26,8 +26,7 @@ BASE: Final = -2
 
 _CUT: Final = COVER_FLAGS["COVER_CUT"]
 _TELLING: Final = [
-    OP_CLASSES["OP_" + name]
-    for name in ("MMAP", "OLD_MMAP", "BRK", "MREMAP", "OTHER", "FAULT", "FORK", "EXEC")
+    OP_CLASSES["OP_" + name] for name in ("MMAP", "OLD_MMAP", "BRK", "MREMAP", "OTHER", "FAULT", "FORK", "EXEC")
 ]
 """Classes of calls that change no VMA in place outside the ranges that they name."""
 _CHUNK: Final = 16384
@@ -93,13 +92,9 @@ class SpaceStates:
             for column, values in zip((starts, ends, sources, phases), layer, strict=True):
                 column.append(values)
         order = np.argsort(np.concatenate(phases), kind="stable")
-        return paint(
-            np.concatenate(starts)[order], np.concatenate(ends)[order], np.concatenate(sources)[order]
-        )
+        return paint(np.concatenate(starts)[order], np.concatenate(ends)[order], np.concatenate(sources)[order])
 
-    def _layers(
-        self, sections: Array, first: int, before_only: bool
-    ) -> list[tuple[Array, Array, Array, Array]]:
+    def _layers(self, sections: Array, first: int, before_only: bool) -> list[tuple[Array, Array, Array, Array]]:
         """What the sections tell, as (start, end, source, phase): later phases hide earlier ones."""
         layers = []
         gaps = np.flatnonzero(self._lost[first : first + len(sections)])
@@ -107,9 +102,7 @@ class SpaceStates:
         before, owner = _walks_of(self._records.before, sections)
         covers = self._records.before
         good = covers.flags[before] & ~np.uint8(_CUT) == 0
-        layers.append(
-            (covers.start[before[good]], covers.end[before[good]], before[good] * 2, owner[good] * 4 + 1)
-        )
+        layers.append((covers.start[before[good]], covers.end[before[good]], before[good] * 2, owner[good] * 4 + 1))
         if before_only:
             return layers
         layers.append(self._unread(sections))

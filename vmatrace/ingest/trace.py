@@ -199,11 +199,7 @@ class Trace:
         call = find_call(self.arch, section.abi, section.nr)
         if call is None:
             return f"changed by {call_name(self.arch, section.abi, section.nr)}, which is not listed"
-        return (
-            f"{call.name} did not return"
-            if section.op_class
-            else f"changed inside {call.name} by another cause"
-        )
+        return f"{call.name} did not return" if section.op_class else f"changed inside {call.name} by another cause"
 
     # ---- sections ----
 
@@ -238,9 +234,7 @@ class Trace:
             if tables is None:
                 raise RuntimeError("the trace changed while it was read")
             first = int(self.records.section_batch[number])
-            found = BatchRows(
-                tables, self._place_of_rows(first, tables["sections"].rows), self.objects(), self.files
-            )
+            found = BatchRows(tables, self._place_of_rows(first, tables["sections"].rows), self.objects(), self.files)
             while len(self._batches) >= _DECODED_BATCHES:
                 self._batches.popitem(last=False)
             self._batches[number] = found

@@ -45,17 +45,13 @@ def section_effects(
     section: Section, args: tuple[int, ...], result: int | None, page_size: int, deaths: bool
 ) -> list[Effect]:
     """The effects of one section; ``deaths``: the trace shows when VMA objects die."""
-    before = [
-        (obj, vma.start, vma.end) for walk in section.before for vma in walk.vmas if (obj := _id(vma.obj))
-    ]
+    before = [(obj, vma.start, vma.end) for walk in section.before for vma in walk.vmas if (obj := _id(vma.obj))]
     span = named_range(section, args, result, page_size)
     left = None
     if not deaths:
         left = {_id(vma.obj) for walk in section.after for vma in walk.vmas}
         # Nothing is known of what lies where nobody looked afterwards.
-        left |= {
-            obj for obj, lo, hi in before if not any(w.start <= lo and hi <= w.end for w in section.after)
-        }
+        left |= {obj for obj, lo, hi in before if not any(w.start <= lo and hi <= w.end for w in section.after)}
     return interpret(section.op_class, before, section.evidence, span, section.grew, left)
 
 

@@ -59,7 +59,6 @@ class Section:
     op_class: int
     abi: int
     nr: int
-    comm: str
     def_flags: int
     mm_flags: int
     brk_before: int
@@ -70,6 +69,7 @@ class Section:
     data_vm: int
     stack_vm: int
     locked_vm: int
+    comm: str
     before: tuple[Walk, ...]
     after: tuple[Walk, ...]
     evidence: tuple[Evidence, ...]
