@@ -217,13 +217,26 @@ def test_7_3_dontunmap_does_not_merge_with_its_source() -> None:
     assert pages(run("7.3", [vma(0, 2)], "mremap", call)) == [(0, 2), (2, 4)]
 
 
-def test_7_3_dontunmap_of_part_of_a_locked_vma_is_not_known() -> None:
-    call = {"addr": 0, "old_len": PAGE, "new_len": PAGE, "flags": 7, "new_addr": 8 * PAGE}
-    space = AddressSpace([vma(0, 2, RW | LOCKED)])
+def test_7_3_dontunmap_of_part_of_a_locked_vma_cuts_it() -> None:
+    call = {"addr": PAGE, "old_len": PAGE, "new_len": PAGE, "flags": 7, "new_addr": 8 * PAGE}
+    locked = [vma(0, 3, RW | LOCKED)]
+    new_way, old_way = (run(rules, locked, "mremap", call) for rules in ("7.3", "7.2"))
+    assert pages(new_way) == [(0, 1), (1, 2), (2, 3), (8, 9)]
+    assert [bool(each.flags & LOCKED) for each in new_way.space] == [True, False, True, True]
+    assert new_way.mm.locked_vm == 3
+    assert pages(old_way) == [(0, 3), (8, 9)]
+    assert [bool(each.flags & LOCKED) for each in old_way.space] == [False, True]
+    assert old_way.mm.locked_vm == 4
+
+
+def test_an_unmodelled_operation_changes_nothing() -> None:
+    space = AddressSpace([vma(0, 2)])
     mm = counters_of(space)
     before = (list(space), mm.copy())
-    with pytest.raises(Unmodelled, match="DONTUNMAP"):
-        apply(space, Operation("mremap", call), rule_set("7.3"), mm, PLAIN)
+    with pytest.raises(Unmodelled, match="picked"):
+        apply(
+            space, Operation("mmap", {"addr": 0, "len": PAGE, "prot": 3, "flags": 0x22}), rule_set("7.3"), mm
+        )
     assert (list(space), mm) == before
 
 

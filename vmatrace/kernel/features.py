@@ -103,9 +103,7 @@ _TABLE: tuple[Feature, ...] = (
     Feature(
         "droppable",
         "MAP_DROPPABLE mappings (NORESERVE, WIPEONFORK and DONTDUMP come with it)",
-        Commit(
-            "9651fcedf7b9", "mm: add MAP_DROPPABLE for designating always lazily freeable mappings", "v6.11"
-        ),
+        Commit("9651fcedf7b9", "mm: add MAP_DROPPABLE for designating always lazily freeable mappings", "v6.11"),
         "v6.11",
         _BEHAVIOUR,
     ),
@@ -224,6 +222,13 @@ _TABLE: tuple[Feature, ...] = (
         observable=False,
     ),
     Feature(
+        "uffd_not_droppable",
+        "userfaultfd refuses MAP_DROPPABLE memory",
+        None,
+        "by v6.16",
+        _BEHAVIOUR,
+    ),
+    Feature(
         "skip_vma_uprobe",
         "a merge made by mremap does not arm uprobes again",
         Commit("2b12d06c37fd", "mm: fix uprobe pte be overwritten when expanding vma", "v6.16"),
@@ -254,7 +259,7 @@ _TABLE: tuple[Feature, ...] = (
     ),
     Feature(
         "seal_discard_by_ops",
-        "a seal protects what has no vm_ops from discarding advice, private /dev/zero included (before: no file)",
+        "a seal protects what has no vm_ops from discarding advice, private /dev/zero too (before: no file)",
         Commit("2dc72a5acf3a", "mm/mseal: update madvise() logic", "v6.17"),
         "v6.17",
         _BEHAVIOUR,
@@ -348,6 +353,13 @@ _TABLE: tuple[Feature, ...] = (
         "the unfaulted source that MREMAP_DONTUNMAP leaves gets the page offset of its own address",
         Commit("35b0fb391b0d", "mm/mremap: reset unfaulted VMA page offset for MREMAP_DONTUNMAP", "v7.3"),
         "v7.3",
+        _BEHAVIOUR,
+    ),
+    Feature(
+        "uffd_modes_kept",
+        "registering a range again may not drop a mode that it has",
+        None,
+        "by v7.3",
         _BEHAVIOUR,
     ),
     Feature(

@@ -63,7 +63,7 @@ _RELEASES: tuple[tuple[str, Label, str], ...] = (
         "measured",
         "guard_regions vmg_target vm_refcnt vma_typesafe vma_layout_packed hugetlb_unshare_in_split"
         " copy_vma_undo anon_merge_fix mmap_prepare compat_mmap_prepare vma_alloc_in_mm"
-        " init_stack_in_mm vma_exec skip_vma_uprobe dontunmap_drops_account",
+        " init_stack_in_mm vma_exec skip_vma_uprobe uffd_not_droppable dontunmap_drops_account",
     ),
     ("6.17", "measured", "early_ksm_flag multi_vma_mremap seal_discard_by_ops"),
     ("6.18", "measured", "desc_vm_file -dontunmap_drops_account"),
@@ -74,7 +74,7 @@ _RELEASES: tuple[tuple[str, Label, str], ...] = (
     (
         "7.3",
         "measured",
-        "anon_pgoff no_dontunmap_self_merge dontunmap_splits_locked dontunmap_resets_pgoff"
+        "anon_pgoff no_dontunmap_self_merge dontunmap_splits_locked uffd_modes_kept dontunmap_resets_pgoff"
         " secretmem_unlocked",
     ),
 )

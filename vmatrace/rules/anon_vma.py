@@ -21,9 +21,7 @@ def _compatible(kernel: Kernel, lower: Vma, upper: Vma) -> bool:
     pages = (upper.start - lower.start) >> kernel.shift
     if lower.pgoff + pages != upper.pgoff:
         return False
-    return (
-        lower.anon_pgoff is None or upper.anon_pgoff is None or lower.anon_pgoff + pages == upper.anon_pgoff
-    )
+    return lower.anon_pgoff is None or upper.anon_pgoff is None or lower.anon_pgoff + pages == upper.anon_pgoff
 
 
 @rule("anon_vma_reused_next", "find_mergeable_anon_vma")

@@ -26,7 +26,7 @@ def unfaulted_copy_gets_new_anon_offset(kernel: Kernel, vma: Vma) -> bool:
 
 @rule("dontunmap_no_self_merge", "copy_vma (keep_source)", feature="no_dontunmap_self_merge")
 def source_is_no_neighbour(kernel: Kernel, keep_source: bool) -> bool:
-    """MREMAP_DONTUNMAP does not merge the copy with its own source."""
+    """MREMAP_DONTUNMAP does not merge the copy with its source (before v6.12: with nobody, if next to it)."""
     return keep_source
 
 
@@ -67,8 +67,9 @@ def copy_vma(
         kernel.fail("ENOMEM")
     prev, next = kernel.space.below(address), kernel.space.find(end - 1)
     if source_is_no_neighbour(kernel, keep_source):
-        prev = None if prev == vma else prev
-        next = None if next == vma else next
+        touches = vma in (prev, next)
+        prev = None if prev == vma or (touches and not kernel.has("vmg")) else prev
+        next = None if next == vma or (touches and not kernel.has("vmg")) else next
     proposal = proposal_like(vma, address, end, kernel.shift, prev, next)
     proposal.pgoff, proposal.anon_pgoff = pgoff, anon_pgoff
     proposal.copied_from = vma

@@ -90,9 +90,7 @@ def called_file_stays(kernel: Kernel) -> bool:
     "compat_layer",
     "compat_vma_mmap_prepare, compat_vma_mmap",
     feature="compat_mmap_prepare",
-    commit=Commit(
-        "bb666b7c2707", "mm: add mmap_prepare() compatibility layer for nested file systems", "v6.16"
-    ),
+    commit=Commit("bb666b7c2707", "mm: add mmap_prepare() compatibility layer for nested file systems", "v6.16"),
 )
 def nested_hook_runs_on_the_vma(kernel: Kernel, given: FileGiven) -> bool:
     """A stacked ->mmap runs the other file's mmap_prepare on a descriptor of the VMA, merging decided."""
@@ -119,9 +117,7 @@ def nested_action_runs_at_once(kernel: Kernel) -> bool:
 
 def describe(mapping: Mapping, given: FileGiven) -> Descriptor:
     """The descriptor that a hook is given."""
-    return Descriptor(
-        mapping.start, mapping.end, mapping.pgoff, mapping.flags, given.identity, given.identity
-    )
+    return Descriptor(mapping.start, mapping.end, mapping.pgoff, mapping.flags, given.identity, given.identity)
 
 
 def run_hook(kernel: Kernel, mapping: Mapping, given: FileGiven) -> None:

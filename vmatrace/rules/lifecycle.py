@@ -137,9 +137,7 @@ def create_init_stack(kernel: Kernel, operation: Operation) -> int:
 @rule(
     "exec_stack_moves",
     "relocate_vma_down, shift_arg_pages",
-    commit=Commit(
-        "6c36ac1e124f", "mm: establish mm/vma_exec.c for shared exec/mm VMA functionality", "v6.16"
-    ),
+    commit=Commit("6c36ac1e124f", "mm: establish mm/vma_exec.c for shared exec/mm VMA functionality", "v6.16"),
 )
 def stack_keeps_offset(kernel: Kernel, vma: Vma) -> int:
     """exec's stack moves down by growing over both places and shrinking to the new one; its page offset

@@ -127,12 +127,7 @@ def merge_existing_range(kernel: Kernel, proposal: Proposal) -> Vma | None:
     if not kernel.has("vmg"):
         return merge_old.merge_existing_range(kernel, proposal)
     prev = proposal.prev
-    left = (
-        at_start
-        and prev is not None
-        and prev.end == proposal.start
-        and can_merge_after(kernel, proposal, prev)
-    )
+    left = at_start and prev is not None and prev.end == proposal.start and can_merge_after(kernel, proposal, prev)
     next = kernel.space.find(proposal.end) if at_end else None
     right = next is not None and next.start == proposal.end and can_merge_before(kernel, proposal, next)
     if left and right:
@@ -198,9 +193,7 @@ def _take_right(kernel: Kernel, proposal: Proposal, middle: Vma, whole: bool, ne
     flags = next.flags | sticky_flags_of(kernel, proposal.flags, 0)
     anon_vma, forked = anon_vma_for(kernel, next, middle, None)
     anon_pgoff = None if next.anon_pgoff is None else next.anon_pgoff - pages
-    survivor = rebuilt(
-        next, proposal.start, next.end, next.pgoff - pages, flags, anon_vma, forked, anon_pgoff
-    )
+    survivor = rebuilt(next, proposal.start, next.end, next.pgoff - pages, flags, anon_vma, forked, anon_pgoff)
     if whole:
         kernel.space.substitute((middle, next), (survivor,))
         _merged(kernel, "right", survivor, (middle,))

@@ -79,11 +79,7 @@ def merge_existing_range(kernel: Kernel, proposal: Proposal) -> Vma | None:
     assert middle is not None
     at_start, at_end = proposal.start == middle.start, proposal.end == middle.end
     whole = at_start and at_end
-    prev = (
-        proposal.prev
-        if at_start and proposal.prev is not None and proposal.prev.end == middle.start
-        else None
-    )
+    prev = proposal.prev if at_start and proposal.prev is not None and proposal.prev.end == middle.start else None
     next = kernel.space.at(proposal.end) if at_end else None
     left = prev is not None and can_merge_after(kernel, proposal, prev)
     right = next is not None and can_merge_before(kernel, proposal, next)
@@ -102,9 +98,7 @@ def merge_existing_range(kernel: Kernel, proposal: Proposal) -> Vma | None:
     return _into_next(kernel, proposal, middle, whole, next)
 
 
-def _into_prev(
-    kernel: Kernel, proposal: Proposal, prev: Vma, middle: Vma, whole: bool, next: Vma | None
-) -> Vma:
+def _into_prev(kernel: Kernel, proposal: Proposal, prev: Vma, middle: Vma, whole: bool, next: Vma | None) -> Vma:
     donor = next if next is not None and next.anon_vma is not None else middle
     anon_vma, forked = anon_vma_for(kernel, prev, donor, None)
     end = next.end if next else proposal.end
@@ -128,8 +122,6 @@ def _into_next(kernel: Kernel, proposal: Proposal, middle: Vma, whole: bool, nex
         kernel.space.substitute((middle, next), (survivor,))
         kernel.mm.map_count -= 1
     else:
-        kernel.space.substitute(
-            (middle, next), (middle.cut(middle.start, proposal.start, kernel.shift), survivor)
-        )
+        kernel.space.substitute((middle, next), (middle.cut(middle.start, proposal.start, kernel.shift), survivor))
     kernel.effects.append(Merge("right", survivor.obj, (middle.obj,) if whole else ()))
     return survivor

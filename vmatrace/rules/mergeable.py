@@ -85,9 +85,7 @@ def neighbour_has_close(kernel: Kernel, proposal: Proposal, neighbour: Vma) -> b
     "can_vma_merge_before",
     feature="close_only_deleted",
     until="vmg",
-    commit=Commit(
-        "714965ca8252", "mm/mmap: start distinguishing if vma can be removed in mergeability test", "v6.4"
-    ),
+    commit=Commit("714965ca8252", "mm/mmap: start distinguishing if vma can be removed in mergeability test", "v6.4"),
 )
 def next_with_close_refuses(kernel: Kernel, proposal: Proposal, neighbour: Vma) -> bool:
     """The next VMA may be removed by a merge, so a close hook there refuses."""
@@ -135,11 +133,7 @@ def moved_fork_child_meets_unfaulted_neighbour(kernel: Kernel, proposal: Proposa
 @rule("two_anon_vmas_refuse", "is_mergeable_anon_vma")
 def anon_vmas_are_two(kernel: Kernel, proposal: Proposal, neighbour: Vma) -> bool:
     """Two different anon_vmas never merge."""
-    return (
-        proposal.anon_vma is not None
-        and neighbour.anon_vma is not None
-        and proposal.anon_vma != neighbour.anon_vma
-    )
+    return proposal.anon_vma is not None and neighbour.anon_vma is not None and proposal.anon_vma != neighbour.anon_vma
 
 
 @rule("offset_linear", "can_vma_merge_before, can_vma_merge_after")
@@ -149,9 +143,7 @@ def offsets_break(kernel: Kernel, lower: int, pages: int, upper: int) -> bool:
 
 
 @rule("anon_offset_linear", "can_vma_merge_before, can_vma_merge_after", feature="anon_pgoff")
-def anon_offsets_break(
-    kernel: Kernel, proposal: Proposal, lower: int | None, pages: int, upper: int | None
-) -> bool:
+def anon_offsets_break(kernel: Kernel, proposal: Proposal, lower: int | None, pages: int, upper: int | None) -> bool:
     """A private writable file mapping needs its second page offset to continue as well."""
     cow = proposal.file is not None and proposal.flags & (SHARED | MAYWRITE) == MAYWRITE
     return cow and lower is not None and upper is not None and lower + pages != upper

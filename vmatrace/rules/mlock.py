@@ -65,11 +65,7 @@ def pages_cannot_be_touched(kernel: Kernel, start: int, end: int) -> bool:
 def fixup(kernel: Kernel, vma: Vma, prev: Vma | None, start: int, end: int, flags: int) -> Vma:
     """mlock_fixup: the VMA that holds the range afterwards."""
     old = vma.flags
-    if (
-        nothing_changes(kernel, old, flags)
-        or cannot_be_locked(kernel, vma)
-        or droppable_is_skipped(kernel, vma)
-    ):
+    if nothing_changes(kernel, old, flags) or cannot_be_locked(kernel, vma) or droppable_is_skipped(kernel, vma):
         return vma
     changed = modify_flags(kernel, vma, prev, start, end, flags)
     pages = (end - start) >> kernel.shift

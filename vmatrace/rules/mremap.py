@@ -13,7 +13,7 @@ from vmatrace.rules.mmap import check_picked
 from vmatrace.rules.model import Operation
 from vmatrace.rules.munmap import check_seals_first, is_sealed, unmap_range
 from vmatrace.rules.registry import rule
-from vmatrace.rules.split import check_may_split
+from vmatrace.rules.split import check_may_split, cut_in_two
 from vmatrace.rules.steps import count_growth, extend_in_place
 from vmatrace.vma import (
     ACCOUNT,
@@ -49,11 +49,7 @@ def arguments_are_wrong(kernel: Kernel, call: Remap) -> bool:
     """Unknown flags, a misaligned address, no new length, FIXED or DONTUNMAP without MAYMOVE, DONTUNMAP
     resizing."""
     flags = call.flags
-    if (
-        flags & ~(MREMAP_FIXED | MREMAP_MAYMOVE | MREMAP_DONTUNMAP)
-        or not kernel.aligned(call.addr)
-        or not call.new_len
-    ):
+    if flags & ~(MREMAP_FIXED | MREMAP_MAYMOVE | MREMAP_DONTUNMAP) or not kernel.aligned(call.addr) or not call.new_len:
         return True
     if call.names_address and not flags & MREMAP_MAYMOVE:
         return True
@@ -134,6 +130,12 @@ def kept_source_loses_lock(kernel: Kernel, vma: Vma) -> int:
     return vma.flags & LOCKED_MASK
 
 
+@rule("dontunmap_cuts_locked", "dontunmap_complete", feature="dontunmap_splits_locked")
+def locked_source_is_cut(kernel: Kernel, vma: Vma) -> int:
+    """A locked source that DONTUNMAP keeps is cut, so that only the moved part is unlocked and uncounted."""
+    return vma.flags & LOCKED
+
+
 @rule("dontunmap_drops_account", "dontunmap_complete", feature="dontunmap_drops_account")
 def kept_source_loses_account(kernel: Kernel, vma: Vma) -> int:
     """The source that DONTUNMAP keeps loses ACCOUNT."""
@@ -143,9 +145,7 @@ def kept_source_loses_account(kernel: Kernel, vma: Vma) -> int:
 @rule("dontunmap_drops_anon_vma", "dontunmap_complete")
 def kept_source_is_unfaulted(kernel: Kernel, source: Vma, copy: Vma, start: int, end: int) -> bool:
     """A source that was moved as a whole and kept has no anon_vma any more."""
-    return (
-        source.obj != copy.obj and source.start == start and source.end == end and source.anon_vma is not None
-    )
+    return source.obj != copy.obj and source.start == start and source.end == end and source.anon_vma is not None
 
 
 def _check_vma(kernel: Kernel, call: Remap, vma: Vma | None) -> Vma:
@@ -257,9 +257,6 @@ def _check_move(kernel: Kernel, call: Remap, vma: Vma) -> None:
         check_may_split(kernel, vma, end)
     if vma.flags & ACCOUNT and charge_is_refused(kernel):
         kernel.fail("ENOMEM")
-    cut = call.addr != vma.start or end != vma.end
-    if cut and vma.flags & LOCKED and call.flags & MREMAP_DONTUNMAP and kernel.has("dontunmap_splits_locked"):
-        kernel.cannot_know("how DONTUNMAP cuts a locked VMA in this kernel")
 
 
 def _move(kernel: Kernel, call: Remap, vma: Vma, new_addr: int) -> int:
@@ -282,6 +279,12 @@ def _move(kernel: Kernel, call: Remap, vma: Vma, new_addr: int) -> int:
 
 def _keep_source(kernel: Kernel, call: Remap, source: Vma, copy: Vma) -> None:
     """dontunmap_complete."""
+    if locked_source_is_cut(kernel, source):
+        if call.addr > source.start:
+            source = cut_in_two(kernel, source, call.addr, True)[1]
+        if call.addr + call.old_len < source.end:
+            source = cut_in_two(kernel, source, call.addr + call.old_len, False)[0]
+        kernel.mm.locked_vm -= call.old_len >> kernel.shift
     lost = (kept_source_loses_lock(kernel, source) or 0) | (kept_source_loses_account(kernel, source) or 0)
     changed = source.with_flags(source.flags & ~lost)
     if kept_source_is_unfaulted(kernel, source, copy, call.addr, call.addr + call.old_len):

@@ -54,9 +54,7 @@ def object_is_attached_already(kernel: Kernel, obj: VmaObject) -> bool:
     return obj.attached or obj.freed
 
 
-@rule(
-    "object_detached_before_free", "vma_assert_detached, vm_area_free", feature="vm_refcnt", unobservable=True
-)
+@rule("object_detached_before_free", "vma_assert_detached, vm_area_free", feature="vm_refcnt", unobservable=True)
 def object_is_still_attached(kernel: Kernel, obj: VmaObject) -> bool:
     """An object is detached before it is freed: by munmap's gather, by a merge, by exit_mmap."""
     return obj.attached

@@ -43,9 +43,7 @@ class Proposal:
         self.nomem = False
 
 
-def proposal_like(
-    vma: Vma, start: int, end: int, shift: int, prev: Vma | None, next: Vma | None = None
-) -> Proposal:
+def proposal_like(vma: Vma, start: int, end: int, shift: int, prev: Vma | None, next: Vma | None = None) -> Proposal:
     """A proposal over ``[start, end)`` with every attribute of ``vma`` (VMG_VMA_STATE), page offsets
     continued."""
     pages = (start - vma.start) >> shift

@@ -101,9 +101,7 @@ def _always(id: str, function: Callable[..., R]) -> Callable[..., R | None]:
     return run
 
 
-def _switched(
-    id: str, function: Callable[..., R], feature: str | None, until: str | None
-) -> Callable[..., R | None]:
+def _switched(id: str, function: Callable[..., R], feature: str | None, until: str | None) -> Callable[..., R | None]:
     def run(kernel: Kernel, *args: object) -> R | None:
         if kernel.off and id in kernel.off:
             return None

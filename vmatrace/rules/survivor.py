@@ -50,9 +50,7 @@ def clone_copied_anon_vma(kernel: Kernel, target: Vma, copied_from: Vma | None) 
     return target.anon_vma is None and copied_from is not None and copied_from.anon_vma is not None
 
 
-def anon_vma_for(
-    kernel: Kernel, target: Vma, swallowed: Vma | None, copied_from: Vma | None
-) -> tuple[Hashable, bool]:
+def anon_vma_for(kernel: Kernel, target: Vma, swallowed: Vma | None, copied_from: Vma | None) -> tuple[Hashable, bool]:
     """The survivor's anon_vma, and whether its chain has more than one entry."""
     if clone_anon_vma(kernel, target, swallowed):
         assert swallowed is not None

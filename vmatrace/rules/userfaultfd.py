@@ -32,7 +32,7 @@ _SHMEM = ("shmem", "shmem_anon")
 def cannot_be_watched(kernel: Kernel, vma: Vma, mode: int) -> bool:
     """Only anonymous, shmem and hugetlb memory can be registered, never droppable; MINOR needs shmem or
     hugetlb."""
-    if vma.flags & DROPPABLE:
+    if vma.flags & DROPPABLE and kernel.has("uffd_not_droppable"):
         return True
     shared_kind = bool(vma.flags & HUGETLB) or vma.kind in _SHMEM
     if mode & UFFD_MINOR and not shared_kind:
@@ -54,6 +54,12 @@ def belongs_to_another(kernel: Kernel, vma: Vma, context: Hashable) -> bool:
     return vma.uffd is not None and vma.uffd != context
 
 
+@rule("uffd_modes_kept", "userfaultfd_register", feature="uffd_modes_kept")
+def would_drop_a_mode(kernel: Kernel, vma: Vma, mode: int) -> int:
+    """Registering a range again may not drop a mode that one of its VMAs has."""
+    return vma.flags & UFFD_FLAGS & ~mode
+
+
 @rule("uffd_already_there", "userfaultfd_register_range")
 def is_registered_so(kernel: Kernel, vma: Vma, context: Hashable, mode: int) -> bool:
     """A VMA that is registered with this context and mode already is passed over."""
@@ -64,9 +70,7 @@ def _range(kernel: Kernel, operation: Operation) -> tuple[int, int, list[Vma]]:
     """validate_range, and the VMAs of the range (EINVAL where there is none)."""
     start, length = operation.args["start"], operation.args["len"]
     limits = kernel.limits
-    wrong = (
-        not kernel.aligned(start) or not kernel.aligned(length) or not length or start < limits.mmap_min_addr
-    )
+    wrong = not kernel.aligned(start) or not kernel.aligned(length) or not length or start < limits.mmap_min_addr
     if wrong or start >= limits.task_size or length > limits.task_size - start:
         kernel.fail("EINVAL")
     found = kernel.space.overlapping(start, start + length)
@@ -94,16 +98,14 @@ def register(kernel: Kernel, operation: Operation) -> int:
             kernel.fail("EPERM")
         if vma.huge_size and end < vma.end and end % vma.huge_size:
             kernel.fail("EINVAL")
-        if belongs_to_another(kernel, vma, context):
+        if belongs_to_another(kernel, vma, context) or would_drop_a_mode(kernel, vma, mode):
             kernel.fail("EBUSY")
     if found[0].huge_size and start % found[0].huge_size:
         kernel.fail("EINVAL")
     for low, stop, vma, prev in _parts(kernel, start, end):
         if not is_registered_so(kernel, vma, context, mode):
             flags = vma.flags & ~UFFD_FLAGS | mode
-            _set_context(
-                kernel, modify(kernel, vma, prev, low, stop, flags=flags, uffd=context)[0], context, mode
-            )
+            _set_context(kernel, modify(kernel, vma, prev, low, stop, flags=flags, uffd=context)[0], context, mode)
     return 0
 
 
