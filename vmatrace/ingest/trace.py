@@ -61,7 +61,7 @@ class Trace:
         self.operations: Operations = match(self.records, self.groups, lambda untold: resolve(self, untold))
         #: The trace shows when VMA objects die (not before 6.14, where that comes too late).
         self.deaths: bool = self.records.deaths and _header_says(self.header, "deaths")
-        if not self.deaths:
+        if not self.deaths or self.feature("munmap_new_outside") is False:
             recount(self)
 
     # ---- about the trace ----
@@ -71,6 +71,13 @@ class Trace:
         """The kernel's profile as the header has it; empty where it says nothing."""
         kernel = self.header.get("kernel")
         return kernel if isinstance(kernel, dict) else {}
+
+    def feature(self, name: str) -> bool | None:
+        """Whether the traced kernel has a feature, None where the header does not know."""
+        features = self.kernel.get("features")
+        found = features.get(name) if isinstance(features, dict) else None
+        value = found.get("value") if isinstance(found, dict) else None
+        return value if isinstance(value, bool) else None
 
     @property
     def arch(self) -> str:

@@ -1,6 +1,7 @@
-"""Effects on kernels whose VMA objects die unseen: told from the VMAs that are there no more.
+"""Effects on kernels that need each section told by itself: where deaths are unseen, or splits store twice.
 
-Before 6.14 VMAs are freed after a grace period, long after the write section in which they left the tree.
+From 6.4 to 6.13 VMAs are freed after a grace period, long after the write section in which they left the
+tree: who died is told from the VMAs that are there no more. Before 6.3 a split stores both of its pieces.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def section_effects(
 
 
 def recount(trace: Trace) -> None:
-    """Count the effects of all sections again, one by one, without counting on deaths."""
+    """Count the effects of all sections again, one by one."""
     records, operations = trace.records, trace.operations
     for name in EFFECTS:
         records.sections[name] = records.sections[name].astype(np.uint32)
@@ -64,7 +65,7 @@ def recount(trace: Trace) -> None:
         row = int(operations.of_section[number])
         call = trace.call_of(row) if row >= 0 else ((), None)
         section = trace.section(number)
-        found = section_effects(section, *call, trace.page_size, deaths=False)
+        found = section_effects(section, *call, trace.page_size, trace.deaths)
         for name in EFFECTS[:-1]:
             records.sections[name][number] = sum(effect.kind == name for effect in found)
         records.sections["victim"][number] = sum(len(effect.victims) for effect in found)
