@@ -76,10 +76,8 @@ def rule(
             function.__name__,
         )
 
-        if feature is None and until is None:
-            plain = _always(id, function)
-        else:
-            plain = _switched(id, function, feature, until)
+        always = feature is None and until is None
+        plain = _always(id, function) if always else _switched(id, function, feature, until)
         return cast(Callable[Concatenate[Kernel, P], R | None], wraps(function)(plain))
 
     return register
