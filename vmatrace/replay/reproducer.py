@@ -20,6 +20,8 @@ from vmatrace.vma import FLAG_BITS, Vma
 
 # Arguments that are addresses inside the address space; all others go into the program as they are.
 _ADDRESSES: Final = frozenset(("addr", "start", "new_addr"))
+# Bytes on each side of the neighbourhood that the program keeps free (half of MAIN's margin).
+_AROUND: Final = 1 << 20
 _CALLS: Final = frozenset(
     (
         "mmap", "munmap", "mprotect", "pkey_mprotect", "mremap", "madvise", "mlock", "mlock2", "munlock",
@@ -126,9 +128,7 @@ def _lines(case: _Case) -> Iterator[str]:
     yield "}"
     yield ""
     main = MAIN.replace("@LENGTH@", hex(case.high - case.low)).replace("@REASON@", _string(verdict.reason))
-    main = main.replace("@EXPECTED@", _errno_of(verdict.expected)).replace(
-        "@OBSERVED@", _observed_errno(case)
-    )
+    main = main.replace("@EXPECTED@", _errno_of(verdict.expected)).replace("@OBSERVED@", _observed_errno(case))
     yield from main.strip("\n").splitlines()
 
 
@@ -176,8 +176,8 @@ def _operation(case: _Case) -> Iterator[str]:
         fd = _descriptor(case)
     words = []
     for name, value in args.items():
-        if name in _ADDRESSES and case.low <= value <= case.high:
-            words.append(f"area + {value - case.low:#x}")
+        if name in _ADDRESSES and case.low - _AROUND <= value <= case.high + _AROUND:
+            words.append(f"area {'-' if value < case.low else '+'} {abs(value - case.low):#x}")
         elif name == "fd":
             words.append(fd)
         elif name == "nmask":

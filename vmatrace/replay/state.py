@@ -7,7 +7,7 @@ besides may differ only as the kernel may change a VMA outside the write lock; a
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from vmatrace.rules.model import MmState
 from vmatrace.vma import (
@@ -78,6 +78,27 @@ def is_symbol(identity: Hashable) -> bool:
     if type(identity) is int:
         return identity < 0
     return type(identity) is tuple and bool(identity) and type(identity[-1]) is int and identity[-1] < 0
+
+
+class Gains(NamedTuple):
+    """Where in a comparison a VMA stands: what may have changed outside the write lock, and who is beside it."""
+
+    allowed: bool
+    model: Sequence[Vma]
+    rows: Sequence[Vma]
+    at: int
+
+    def neighbours(self, space: AddressSpace) -> list[tuple[Vma, bool]]:
+        """The VMAs above and below, as seen, each with whether it had its anon_vma before this comparison."""
+        rows, at = self.rows, self.at
+        found: list[tuple[Vma, bool]] = []
+        above = space.find(rows[at].end) if at + 1 == len(rows) else None
+        below = space.below(rows[at].start) if at == 0 else None
+        if at + 1 < len(rows):
+            found.append((rows[at + 1], self.model[at + 1].anon_vma is not None))
+        if at:
+            found.append((rows[at - 1], self.model[at - 1].anon_vma is not None))
+        return found + [(vma, True) for vma in (above, below) if vma is not None]
 
 
 class SpaceState:
@@ -173,22 +194,20 @@ class SpaceState:
         for at, (mine, seen) in enumerate(zip(model, rows, strict=True)):
             if mine is seen or mine == seen:
                 continue
-            why = self._unify(mine, seen, names, gains, rows, at)
+            why = self._unify(mine, seen, names, Gains(gains, model, rows, at))
             if why:
                 return why
             self.space.substitute((mine,), (seen,))
         return ""
 
-    def _unify(
-        self, mine: Vma, seen: Vma, names: dict[Hashable, Hashable], gains: bool, rows: Sequence[Vma], at: int
-    ) -> str:
+    def _unify(self, mine: Vma, seen: Vma, names: dict[Hashable, Hashable], gains: Gains) -> str:
         if mine[:2] != seen[:2]:
             return _layout_difference([mine], [seen])
         if mine.obj != seen.obj:
             expected = names.get(mine.obj, mine.obj)
             if expected != seen.obj and not (is_symbol(expected) and not is_symbol(seen.obj)):
                 return f"{_at(seen)}: another VMA object than expected"
-        if mine.flags != seen.flags and not self._flags_may_differ(mine, seen, gains):
+        if mine.flags != seen.flags and not self._flags_may_differ(mine, seen, gains.allowed):
             return f"{_at(seen)}: flags {_flags(seen.flags)}, expected {_flags(mine.flags)}"
         for number, name in _PLAIN_FIELDS:
             if mine[number] != seen[number]:
@@ -198,8 +217,8 @@ class SpaceState:
         if mine.file != seen.file and not self._bind(mine.file, seen.file):
             return f"{_at(seen)}: another file than expected"
         if mine.anon_vma != seen.anon_vma and not self._bind(mine.anon_vma, seen.anon_vma):
-            if mine.anon_vma is None and gains:
-                return self._gain(mine, seen, rows, at)
+            if mine.anon_vma is None and gains.allowed:
+                return self._gain(seen, gains)
             return f"{_at(seen)}: {_av(seen)}, expected {_av(mine)}"
         if mine.forked != seen.forked:
             return f"{_at(seen)}: forked {seen.forked}, expected {mine.forked}"
@@ -222,7 +241,7 @@ class SpaceState:
             return self.lossy or any(lo < seen.end and seen.start < hi for lo, hi in self.guards)
         return not difference
 
-    def _gain(self, mine: Vma, seen: Vma, rows: Sequence[Vma], at: int) -> str:
+    def _gain(self, seen: Vma, gains: Gains) -> str:
         """A VMA has an anon_vma that the model does not know: whether it may have gained it."""
         if seen.flags & (SHARED | MAYWRITE) != MAYWRITE:
             return f"{_at(seen)}: an anon_vma in a mapping that can have none"
@@ -234,12 +253,10 @@ class SpaceState:
         if self.credits <= 0 and not self.lossy:
             return f"{_at(seen)}: an anon_vma that no fault explains"
         self.credits -= 1
-        below = rows[at - 1] if at else self.space.below(seen.start)
-        above = rows[at + 1] if at + 1 < len(rows) else self.space.find(seen.end)
-        donors = [v for v in (above, below) if v is not None and _may_share(v, seen, self.shift)]
-        if any(donor.anon_vma == seen.anon_vma for donor in donors):
+        donors = [(v, old) for v, old in gains.neighbours(self.space) if _may_share(v, seen, self.shift)]
+        if any(donor.anon_vma == seen.anon_vma for donor, _ in donors):
             return ""
-        if donors:
+        if any(old for _, old in donors):
             return f"{_at(seen)}: a new anon_vma, expected the neighbour's"
         home = self.homes.get(seen.anon_vma)
         other = self.space.at(home) if home is not None else None
