@@ -119,6 +119,12 @@ def test_power_each_observable_rule_is_caught() -> None:
     assert not missed, json.dumps(missed, indent=1)
 
 
+def test_the_example_of_the_docs_is_true() -> None:
+    page = (FOLDER.parents[1] / "docs" / "scenarios.md").read_text(encoding="utf-8")
+    example = json.loads(page.split("```json")[1].split("```")[0])
+    assert [each.agrees for each in run_scenario(parse_scenario(json.dumps(example)), rule_set("6.18"))] == [True]
+
+
 BASE = {"name": "x", "vmas": [], "operation": {"op": "munmap", "addr": 4096, "len": 4096}}
 VMA = {"start": 4096, "end": 8192, "pgoff": 1, "flags": ["READ"]}
 
