@@ -52,7 +52,7 @@ def command(
     opened = Trace(trace)
     if opened.warning:
         common.print_warning(f"{trace}: {opened.warning}")
-    pids = pid or opened.pids()[:1] or [0]
+    pids = pid or [timelines(opened)[0].space.pid]
     if diff is not None:
         moments = (parse_moment(diff[0], opened), parse_moment(diff[1], opened))
         _show_difference(opened, pids, moments, generation, format)

@@ -89,7 +89,7 @@ def group_sections(records: Records) -> Groups:
     order = np.argsort(space, kind="stable").astype(np.uint32)
     ordered = space[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(space) else np.zeros(0, np.int64)
-    ends = np.r_[starts[1:], len(space)]
+    ends = np.r_[starts[1:], len(space)][: len(starts)]
     ids = ordered[starts].tolist()
     return Groups(order, {n: slice(lo, hi) for n, lo, hi in zip(ids, starts.tolist(), ends.tolist(), strict=True)})
 

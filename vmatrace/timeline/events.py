@@ -65,13 +65,9 @@ def _check(trace: Trace, pid: int | None, kinds: Collection[str]) -> None:
     for kind in kinds:
         if kind not in EVENT_KINDS:
             near = nearest(kind, EVENT_KINDS)
-            raise UsageError(
-                f"no events are of kind {kind!r}", f"did you mean {near}?" if near else _kind_hint()
-            )
+            raise UsageError(f"no events are of kind {kind!r}", f"did you mean {near}?" if near else _kind_hint())
     if pid is not None and not trace.spaces_of(pid):
-        raise UsageError(
-            f"process {pid} is not in the trace", f"it has {', '.join(map(str, trace.pids()[:8]))}"
-        )
+        raise UsageError(f"process {pid} is not in the trace", f"it has {', '.join(map(str, trace.pids()[:8]))}")
 
 
 def _kind_hint() -> str:
@@ -211,9 +207,7 @@ def _event(
     trace: Trace, time: int, pid: int | None, tid: int, space: int, op: int | None, kind: str, syscall: str
 ) -> dict[str, Any]:
     event: dict[str, Any] = dict.fromkeys(_COLUMNS)
-    event.update(
-        time=time - trace.records.first_time, pid=pid, tid=tid, space=space, op=op, kind=kind, syscall=syscall
-    )
+    event.update(time=time - trace.records.first_time, pid=pid, tid=tid, space=space, op=op, kind=kind, syscall=syscall)
     return event
 
 

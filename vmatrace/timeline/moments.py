@@ -54,9 +54,7 @@ def _since_first_record(moment: datetime.datetime, trace: Trace) -> int:
     try:
         offset = int(clock["realtime_ns"]) - int(clock["monotonic_ns"])
     except (KeyError, TypeError, ValueError):
-        raise UsageError(
-            "the trace does not say what time it was", "give ns since the first record"
-        ) from None
+        raise UsageError("the trace does not say what time it was", "give ns since the first record") from None
     whole = int(moment.replace(microsecond=0).timestamp()) * 1_000_000_000 + moment.microsecond * 1_000
     since = whole - offset - trace.records.first_time
     if since < 0:

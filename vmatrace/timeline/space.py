@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from vmatrace.errors import UsageError
+from vmatrace.errors import BadTrace, UsageError
 from vmatrace.ingest import Effect, Operation, Section, Space, Trace
 from vmatrace.ingest.effects import row_ranges
 from vmatrace.ingest.records import CHANGED
@@ -122,9 +122,7 @@ class Timeline:
             return self._snapshot(count, False, int(records.sections["time"][last[-1]]))
         count = int(np.searchsorted(records.sections["index"][sections], table.order[row]))
         call = table.call[row]
-        return self._snapshot(
-            count, False, int(records.calls["time"][call]) if call >= 0 else self.space.time
-        )
+        return self._snapshot(count, False, int(records.calls["time"][call]) if call >= 0 else self.space.time)
 
     def at_end(self) -> Snapshot:
         """The last state before the address space died or the recording ended."""
@@ -179,9 +177,7 @@ class Timeline:
         for first in range(count, len(sections), _LOOK_AHEAD):
             part = sections[first : first + _LOOK_AHEAD]
             walks = row_ranges(covers.first[part], covers.first[part + 1])
-            hit = (
-                (covers.start[walks] <= address) & (address < covers.end[walks]) & (covers.flags[walks] == 0)
-            )
+            hit = (covers.start[walks] <= address) & (address < covers.end[walks]) & (covers.flags[walks] == 0)
             if hit.any():
                 source = int(walks[np.argmax(hit)]) * 2
                 vma = next((v for v in self.trace.walk_vmas(source) if v.start <= address < v.end), None)
@@ -217,10 +213,7 @@ class Timeline:
         found = []
         for walks, count in ((section.before, at), (section.after, at + 1)):
             vmas: Iterable[Vma] = (vma for walk in walks for vma in walk.vmas)
-            if (
-                not any(walk.start <= address < walk.end for walk in walks)
-                and section.kind == KINDS["SECTION"]
-            ):
+            if not any(walk.start <= address < walk.end for walk in walks) and section.kind == KINDS["SECTION"]:
                 vmas = (vma for vma, _ in self.trace.known(self.space.id, self._states.picture(count))[0])
             found.append(next((vma for vma in vmas if vma.start <= address < vma.end), None))
         return found[0], found[1]
@@ -278,12 +271,12 @@ def difference(old: Snapshot, new: Snapshot) -> Difference:
 def timelines(trace: Trace, pid: int | None = None) -> list[Timeline]:
     """The timelines of a process's address spaces, oldest first (``pid`` None: the first traced process).
 
-    Raises UsageError where the process is not in the trace.
+    Raises UsageError where the process is not in the trace, BadTrace where no process is.
     """
     pids = trace.pids()
     if pid is None:
         if not pids:
-            raise UsageError("the trace holds no process")
+            raise BadTrace("the trace holds no process", "record again; it ends before anything happened")
         pid = pids[0]
     spaces = trace.spaces_of(pid)
     if not spaces:

@@ -60,9 +60,7 @@ class Table:
         column = self._array.field(name)
         if not len(column):
             return False
-        offsets = np.frombuffer(column.buffers()[1], np.int32)[
-            column.offset : column.offset + len(column) + 1
-        ]
+        offsets = np.frombuffer(column.buffers()[1], np.int32)[column.offset : column.offset + len(column) + 1]
         return bool(offsets[-1] > offsets[0])
 
     def offsets(self, name: str) -> Array:
@@ -70,7 +68,7 @@ class Table:
         key = name + "[]"
         found: Array | None = self._cache.get(key)
         if found is None:
-            found = self._array.field(name).offsets.to_numpy()
+            found = _list_offsets(self._array.field(name))
             found = self._cache[key] = found - found[0]
         return found
 
@@ -78,12 +76,12 @@ class Table:
         """The elements of a list column, of all rows."""
         found: Table | None = self._cache.get(name)
         if found is None:
-            found = self._cache[name] = Table(self._array.field(name).flatten())
+            found = self._cache[name] = Table(_elements(self._array.field(name)))
         return found
 
     def numbers(self, name: str) -> Array:
         """The elements of a list of numbers, of all rows."""
-        values: Array = self._array.field(name).flatten().to_numpy(zero_copy_only=False)
+        values: Array = _elements(self._array.field(name)).to_numpy(zero_copy_only=False)
         return values
 
 
@@ -182,9 +180,7 @@ def _open(path: Path) -> IO[bytes]:
         return open(path, "rb", buffering=0)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise BadTrace(
-            f"cannot read {path}: {reason}", "give the file that `vmatrace record` wrote"
-        ) from error
+        raise BadTrace(f"cannot read {path}: {reason}", "give the file that `vmatrace record` wrote") from error
 
 
 def _frame(file: IO[bytes], position: int, size: int) -> tuple[int, bool] | None:
@@ -234,15 +230,32 @@ def _tables(data: pa.Buffer, schema: pa.Schema) -> dict[str, Table]:
         column = batch.column(schema.get_field_index(name))
         if _has_nulls(column):
             raise ValueError(f"null values in {name}")
-        tables[name] = Table(column.flatten())
+        tables[name] = Table(_elements(column))
     return tables
+
+
+def _list_offsets(array: pa.ListArray) -> Array:
+    """Where each row's elements begin, and the end; the one offset of no rows at all is not looked at."""
+    if not len(array):
+        return np.zeros(1, np.int32)
+    offsets: Array = array.offsets.to_numpy()
+    return offsets
+
+
+def _elements(array: pa.ListArray) -> pa.Array:
+    """The elements of all rows. (Arrow's own flatten aborts the process on offsets of no rows.)"""
+    offsets = _list_offsets(array)
+    first, last = int(offsets[0]), int(offsets[-1])
+    if not 0 <= first <= last <= len(array.values):
+        raise ValueError("a list points outside its elements")
+    return array.values.slice(first, last - first)
 
 
 def _has_nulls(array: pa.Array) -> bool:
     if array.null_count:
         return True
     if pa.types.is_list(array.type):
-        return _has_nulls(array.flatten())
+        return _has_nulls(_elements(array))
     if pa.types.is_struct(array.type):
         return any(_has_nulls(array.field(i)) for i in range(array.type.num_fields))
     return False
@@ -254,9 +267,7 @@ def _end_mark(table: Table) -> dict[str, Any]:
         if element(field) is not None:
             mark[field.name] = table.numbers(field.name).tolist()
         else:
-            mark[field.name] = (
-                table.text(field.name)[0] if field.type == "text" else int(table[field.name][0])
-            )
+            mark[field.name] = table.text(field.name)[0] if field.type == "text" else int(table[field.name][0])
     return mark
 
 

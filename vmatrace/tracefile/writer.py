@@ -108,11 +108,7 @@ class TraceWriter:
             pass  # a pipe or a device; a reader stops at the last complete batch anyway
         finally:
             self.close()
-        hint = (
-            "free some space, or write elsewhere with -o"
-            if error.errno in (errno.ENOSPC, errno.EDQUOT)
-            else ""
-        )
+        hint = "free some space, or write elsewhere with -o" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise CannotTrace(
             f"cannot write {self.path}: {error.strerror}; what is there stays readable",
             hint,
@@ -254,9 +250,7 @@ def _encoded(texts: Sequence[str]) -> pa.Array:
     data = [_clean(text).encode() for text in texts]
     ends = np.zeros(len(data) + 1, np.int32)
     np.cumsum([len(item) for item in data], out=ends[1:])
-    return pa.Array.from_buffers(
-        pa.string(), len(data), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(data))]
-    )
+    return pa.Array.from_buffers(pa.string(), len(data), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(data))])
 
 
 def _clean(text: str) -> str:
