@@ -26,21 +26,15 @@ KernelOption = Annotated[
     typer.Option("--kernel", "-k", help="6.16, 6.12.107, a Debian release, or the file of an image."),
 ]
 ArchOption = Annotated[str | None, typer.Option("--arch", help="x86_64 or arm64; default: this machine's.")]
-FlavourOption = Annotated[
-    str, typer.Option("--flavour", help="Debian's flavour: cloud, generic, or 16k (arm64).")
-]
+FlavourOption = Annotated[str, typer.Option("--flavour", help="Debian's flavour: cloud, generic, or 16k (arm64).")]
 ModulesOption = Annotated[
     Path | None, typer.Option("--modules", help="With your own image: its folder lib/modules/RELEASE.")
 ]
 
 
-@app.command(
-    "run", short_help="Run a command in a guest.", context_settings={"allow_interspersed_args": False}
-)
+@app.command("run", short_help="Run a command in a guest.", context_settings={"allow_interspersed_args": False})
 def run_command(
-    words: Annotated[
-        list[str], typer.Argument(metavar="-- CMD [ARGS]...", help="The command; vmatrace is there.")
-    ],
+    words: Annotated[list[str], typer.Argument(metavar="-- CMD [ARGS]...", help="The command; vmatrace is there.")],
     kernel: KernelOption,
     arch: ArchOption = None,
     flavour: FlavourOption = "cloud",
@@ -60,9 +54,7 @@ def run_command(
     accel: Annotated[str, typer.Option(help="auto, kvm or tcg (emulation).")] = "auto",
     append: Annotated[str, typer.Option(help="Added to the kernel's command line.")] = "",
     modules: ModulesOption = None,
-    root: Annotated[
-        str, typer.Option(help="disk, or ram for your own image without built-in disk drivers.")
-    ] = "disk",
+    root: Annotated[str, typer.Option(help="disk, or ram for your own image without built-in disk drivers.")] = "disk",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors and warnings.")] = False,
 ) -> int:
     """Run a command on another kernel; its output and exit status become ours."""
@@ -75,9 +67,7 @@ def run_command(
         raise UsageError(f"--accel {accel}: not known", "auto, kvm or tcg")
     say = _sayer(quiet)
     job = Job(tuple(words), tuple(_put(text) for text in put or ()), tuple(get or ()), into, force)
-    machine = Machine(
-        _kernel(kernel, arch, flavour, modules, root == "ram", quiet), accel, cpus, memory, append
-    )
+    machine = Machine(_kernel(kernel, arch, flavour, modules, root == "ram", quiet), accel, cpus, memory, append)
     say(f"booting {machine.kernel.release} ({machine.kernel.arch})")
     result = run(job, machine, say, timeout=timeout)
     for data, stream in ((result.stderr, sys.stderr), (result.stdout, sys.stdout)):
@@ -136,9 +126,7 @@ def fetch_command(kernel: KernelOption, arch: ArchOption = None, flavour: Flavou
     common.print_next(f"vmatrace lab run --kernel {kernel} --arch {fetched.arch} -- uname -a")
 
 
-def _kernel(
-    kernel: str, arch: str | None, flavour: str, modules: Path | None, ram_root: bool, quiet: bool
-) -> Kernel:
+def _kernel(kernel: str, arch: str | None, flavour: str, modules: Path | None, ram_root: bool, quiet: bool) -> Kernel:
     from vmatrace.lab import own_kernel, resolve
     from vmatrace.lab.kernels import FLAVOURS, normal_arch
 
@@ -158,7 +146,7 @@ def _put(text: str) -> tuple[Path, str]:
 
 def _sayer(quiet: bool) -> Any:
     def say(text: str) -> None:
-        if not quiet or text.startswith("warning"):
+        if not quiet or text.startswith(("warning:", "console:")):
             common.note(text)
 
     return say

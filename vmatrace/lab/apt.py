@@ -97,9 +97,7 @@ class Apt:
         """Fetch a package, verified by apt, and return its file. Raises `CannotTrace`."""
         say(f"fetching {package.name} {package.version} ({package.suite})")
         try:
-            tools.call(
-                ["apt-get", *self.options(), "-qq", "download", f"{package.name}={package.version}"], cwd=into
-            )
+            tools.call(["apt-get", *self.options(), "-qq", "download", f"{package.name}={package.version}"], cwd=into)
         except CannotTrace as error:
             hint = "check the network and the free space; `vmatrace lab list --update` reads the index again"
             raise CannotTrace(f"package {package.name}: {error}", hint) from error
@@ -137,9 +135,7 @@ def keyring() -> Path:
 def _mirrors() -> tuple[str, str]:
     """Addresses of Debian's main and security archives, from the machine's own package sources."""
     found = list(_own_sources(_SOURCES))
-    main = next(
-        (uri for uri, suite in found if "debian" in uri and re.fullmatch(r"[a-z]+(-updates)?", suite)), None
-    )
+    main = next((uri for uri, suite in found if "debian" in uri and re.fullmatch(r"[a-z]+(-updates)?", suite)), None)
     security = next((uri for uri, suite in found if suite.endswith("-security") and "debian" in uri), None)
     if main is None:
         raise CannotTrace(
@@ -170,10 +166,7 @@ def _own_sources(folder: Path) -> Iterator[tuple[str, str]]:
 def _deb822(text: str) -> Iterator[tuple[str, str]]:
     for block in re.split(r"\n\s*\n", text):
         lines = "\n".join(line for line in block.splitlines() if not line.startswith("#"))
-        fields = {
-            name.lower(): value
-            for name, value in re.findall(r"^([\w-]+):[ \t]*(.*(?:\n[ \t].*)*)", lines, re.M)
-        }
+        fields = {name.lower(): value for name, value in re.findall(r"^([\w-]+):[ \t]*(.*(?:\n[ \t].*)*)", lines, re.M)}
         if "deb" not in fields.get("types", "").split() or fields.get("enabled", "yes").strip() == "no":
             continue
         for uri in fields.get("uris", "").split():

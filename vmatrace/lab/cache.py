@@ -68,10 +68,24 @@ def made_whole(final: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def run_folder() -> Iterator[Path]:
+    """A folder for the files of one run, removed at its end; what killed labs left is removed first."""
+    runs = cache_dir() / "runs"
+    runs.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as held:
+        with locked("runs", lambda text: None):
+            for left in runs.iterdir():
+                with contextlib.suppress(OSError), (left / "lock").open("a") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left, ignore_errors=True)
+            folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="run-", dir=runs)))
+            fcntl.flock(held.enter_context((folder / "lock").open("a")), fcntl.LOCK_EX)
+        yield folder
+
+
 def _disk_error(error: OSError, where: Path) -> CannotTrace:
-    hint = (
-        "free some space there, or set XDG_CACHE_HOME" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-    )
+    hint = "free some space there, or set XDG_CACHE_HOME" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
     return CannotTrace(f"lab cache, {where}: {error.strerror or error}", hint)
 
 

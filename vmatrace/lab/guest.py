@@ -172,9 +172,7 @@ def _started(words: list[str], messages: int) -> Iterator[subprocess.Popen[bytes
             start_new_session=True,
         )
     except OSError as error:
-        raise CannotTrace(
-            f"{words[0]}: {error.strerror}", "install QEMU, or see `vmatrace lab --help`"
-        ) from error
+        raise CannotTrace(f"{words[0]}: {error.strerror}", "install QEMU, or see `vmatrace lab --help`") from error
     try:
         yield qemu
     finally:

@@ -81,9 +81,7 @@ def _add_text(tar: tarfile.TarFile, name: str, text: str) -> None:
 def _run_script(command: Sequence[str]) -> str:
     words = " ".join(shlex.quote(word) for word in command)
     overlay = "grep -qw overlay /proc/filesystems || insmod /lab/overlay.ko* 2>/dev/null\n"
-    return (
-        f"{overlay}cd /{WORK}\n({words}) </dev/null >/{_OUT}/stdout 2>/{_OUT}/stderr\necho $? >/{_OUT}/rc\n"
-    )
+    return f"{overlay}cd /{WORK}\n({words}) </dev/null >/{_OUT}/stdout 2>/{_OUT}/stderr\necho $? >/{_OUT}/rc\n"
 
 
 def _collect_script(patterns: Sequence[str]) -> str:
@@ -159,16 +157,12 @@ def _place(tar: tarfile.TarFile, member: tarfile.TarInfo, job: Job, returned: Re
             return
         if os.path.lexists(target):
             if not job.force or not stat.S_ISREG(target.lstat().st_mode):
-                raise UsageError(
-                    f"{target} exists already", "choose another folder with --into, or add --force"
-                )
+                raise UsageError(f"{target} exists already", "choose another folder with --into, or add --force")
             target.unlink()
         target.parent.mkdir(parents=True, exist_ok=True)
         source = tar.extractfile(member)
         assert source is not None
-        with open(
-            os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, member.mode & 0o755 | 0o600), "wb"
-        ) as file:
+        with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, member.mode & 0o755 | 0o600), "wb") as file:
             shutil.copyfileobj(source, file, 1 << 20)
         returned.files.append(target)
     except OSError as error:

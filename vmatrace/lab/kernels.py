@@ -195,9 +195,7 @@ def _fetch_into(kernel: Kernel, folder: Path, say: Say) -> None:
         package = apt.download(kernel.package, work, say)
         files = _unpack(package, work)
         if "vmlinuz" not in files:
-            raise CannotTrace(
-                f"package {package.name}: holds no kernel image", "see `vmatrace lab list` for others"
-            )
+            raise CannotTrace(f"package {package.name}: holds no kernel image", "see `vmatrace lab list` for others")
         if files == ["vmlinuz"]:
             files += _overlay_of(kernel, apt, work, say)
         meta = {
@@ -232,9 +230,7 @@ def _unpack(package: Path, into: Path) -> list[str]:
                         shutil.copyfileobj(source, target, 1 << 20)
                     files.append(name)
         except tarfile.TarError as error:
-            raise CannotTrace(
-                f"package {package.name}: {error}", "fetch it again: vmatrace lab fetch"
-            ) from error
+            raise CannotTrace(f"package {package.name}: {error}", "fetch it again: vmatrace lab fetch") from error
     if unpacker.returncode:
         raise CannotTrace(f"package {package.name}: damaged", "fetch it again: vmatrace lab fetch")
     return files

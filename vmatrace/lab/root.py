@@ -163,9 +163,7 @@ def _unpack_debian(arch: str, work: Path, tree: Path) -> None:
     try:
         tools.call(command, {**os.environ, "TMPDIR": str(work)})
     except CannotTrace as error:
-        raise CannotTrace(
-            f"root file system, {arch}: {error}", "check the network and the free space"
-        ) from error
+        raise CannotTrace(f"root file system, {arch}: {error}", "check the network and the free space") from error
     owner = ["--same-owner", "--numeric-owner"] if os.geteuid() == 0 else ["--no-same-owner"]
     tools.call(["tar", "-xf", str(archive), "-C", str(tree), "--exclude=./dev/*", *owner])
     archive.unlink()
@@ -216,11 +214,7 @@ def _settle(tree: Path) -> None:
 
 def _make_image(tree: Path, image: Path) -> None:
     """An ext4 file system behind a partition table whose disk signature gives it a PARTUUID."""
-    used = int(
-        subprocess.run(["du", "-s", "--block-size=1M", tree], capture_output=True, check=True).stdout.split()[
-            0
-        ]
-    )
+    used = int(subprocess.run(["du", "-s", "--block-size=1M", tree], capture_output=True, check=True).stdout.split()[0])
     size = (used * 115 // 100 << 20) + _FREE
     sectors = size // _SECTOR
     signature, number = (int(part, 16) for part in PARTUUID.split("-"))

@@ -14,7 +14,7 @@ from types import FrameType
 
 from vmatrace.errors import CannotTrace, VmatraceError
 from vmatrace.lab import guest, ramroot, tools
-from vmatrace.lab.cache import Say, cache_dir, need_room
+from vmatrace.lab.cache import Say, cache_dir, need_room, run_folder
 from vmatrace.lab.guest import Disks, Ending, Machine
 from vmatrace.lab.job import Job, Returned, check, pack, unpack
 from vmatrace.lab.kernels import Kernel, fetch_kernel
@@ -66,7 +66,7 @@ def run(job: Job, machine: Machine, say: Say, *, timeout: float) -> Result:
     if kernel.needs_ram_root:
         machine = replace(machine, megabytes=max(machine.megabytes, ramroot.MEGABYTES))
     machine = replace(machine, kernel=kernel)
-    need_room(Path(tempfile.gettempdir()), _RUN_MEGABYTES, "a guest's results")
+    need_room(cache_dir(), _RUN_MEGABYTES, "a guest's results")
     with _ended_by_signals():
         return _attempt(job, machine, root, say, timeout)
 
@@ -77,14 +77,15 @@ def _attempt(job: Job, machine: Machine, root: Root, say: Say, timeout: float) -
     ending, words = Ending(None, 0.0, ""), list[str]()
     for accel in [*accels[:-1], *[accels[-1]] * _TRIES]:
         tried = replace(machine, accel=accel)
-        with tempfile.TemporaryDirectory(prefix="vmatrace-lab-") as folder:
-            disks = _disks(Path(folder), job, tried, root, say)
+        with run_folder() as folder:
+            disks = _disks(folder, job, tried, root, say)
             ending = guest.boot(tried, disks, up_within=_UP_WITHIN[accel], timeout=timeout)
             words = guest.last_words(disks.console)
             if ending.up is not None:
                 returned = None if ending.why else unpack(disks.out, job)
                 if returned is None:
-                    raise _died(machine.kernel, ending, words)
+                    _show(words, say)
+                    raise _died(machine.kernel, ending)
                 return _result(returned, ending, accel)
         why = ending.why or "it died early"
         say(f"warning: {machine.kernel.release} did not come up under {accel}: {why}")
@@ -92,31 +93,24 @@ def _attempt(job: Job, machine: Machine, root: Root, say: Say, timeout: float) -
             _kvm_mark().write_text(platform.release() + "\n")
         elif ending.refused:
             break
+    _show(words, say)
     raise CannotTrace(
         f"kernel {machine.kernel.release}, {machine.kernel.arch}: does not boot: "
-        + (ending.why or "it ended before user space")
-        + _quoted(words),
+        + (ending.why or "it ended before user space"),
         "a kernel needs NVMe, ext4 and MSDOS partitions built in, or --root ram",
     )
 
 
-def _died(kernel: Kernel, ending: Ending, words: list[str]) -> VmatraceError:
+def _died(kernel: Kernel, ending: Ending) -> VmatraceError:
     if ending.why:
-        return CannotTrace(
-            f"guest {kernel.release}: {ending.why}" + _quoted(words), "give it longer with --timeout"
-        )
-    return CannotTrace(
-        f"guest {kernel.release}: ended without a result" + _quoted(words),
-        "the kernel or the machine's disk failed",
-    )
+        return CannotTrace(f"guest {kernel.release}: {ending.why}", "give it longer with --timeout")
+    return CannotTrace(f"guest {kernel.release}: ended without a result", "it was killed, or its kernel failed")
 
 
-def _quoted(words: list[str]) -> str:
-    return (
-        "; its console said last:" + "".join(f"\n  | {line}" for line in words)
-        if words
-        else "; its console is empty"
-    )
+def _show(words: list[str], say: Say) -> None:
+    """Show what the guest's console said last."""
+    for line in words or ["(nothing)"]:
+        say(f"console: {line}")
 
 
 def _result(returned: Returned, ending: Ending, accel: str) -> Result:

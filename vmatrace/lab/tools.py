@@ -42,9 +42,7 @@ def need(programs: Sequence[str], say: Say) -> None:
         try:
             _install(packages)
         except CannotTrace as error:
-            raise CannotTrace(
-                f"lab: {', '.join(packages)} cannot be installed: {error}", f"try: {command}"
-            ) from error
+            raise CannotTrace(f"lab: {', '.join(packages)} cannot be installed: {error}", f"try: {command}") from error
 
 
 def _install(packages: Sequence[str]) -> None:
@@ -72,15 +70,11 @@ def find(program: str) -> str | None:
     return shutil.which(program) or shutil.which(program, path=_PLACES)
 
 
-def call(
-    command: Sequence[str], environment: Mapping[str, str] | None = None, cwd: Path | None = None
-) -> bytes:
+def call(command: Sequence[str], environment: Mapping[str, str] | None = None, cwd: Path | None = None) -> bytes:
     """Run a program to its end, return what it wrote; raise `CannotTrace` with its last words if it fails."""
     program = find(command[0])
     if program is None:
-        raise CannotTrace(
-            f"{command[0]}: not installed here", f"install {_PACKAGES.get(command[0], command[0])}"
-        )
+        raise CannotTrace(f"{command[0]}: not installed here", f"install {_PACKAGES.get(command[0], command[0])}")
     done = subprocess.run(
         [program, *command[1:]],
         stdin=subprocess.DEVNULL,
