@@ -69,7 +69,6 @@ CAUGHT_ELSEWHERE = {
     "old_extend_with_close": _OLDER,
     "overlay_unmapped_first": _OLDER,
     "seal_checked_first": "a rule of v6.10 and v6.11",
-    "dontunmap_drops_account": "a rule of v6.15 to v6.17",
     "mremap_count_entry_7_1": _NEWER,
     "mremap_count_move_7_1": _NEWER,
     "anon_offset_linear": _NEWER,

@@ -225,7 +225,7 @@ _TABLE: tuple[Feature, ...] = (
         "uffd_not_droppable",
         "userfaultfd refuses MAP_DROPPABLE memory",
         None,
-        "by v6.16",
+        "by v6.17",
         _BEHAVIOUR,
     ),
     Feature(

@@ -63,9 +63,9 @@ _RELEASES: tuple[tuple[str, Label, str], ...] = (
         "measured",
         "guard_regions vmg_target vm_refcnt vma_typesafe vma_layout_packed hugetlb_unshare_in_split"
         " copy_vma_undo anon_merge_fix mmap_prepare compat_mmap_prepare vma_alloc_in_mm"
-        " init_stack_in_mm vma_exec skip_vma_uprobe uffd_not_droppable dontunmap_drops_account",
+        " init_stack_in_mm vma_exec skip_vma_uprobe dontunmap_drops_account",
     ),
-    ("6.17", "measured", "early_ksm_flag multi_vma_mremap seal_discard_by_ops"),
+    ("6.17", "measured", "early_ksm_flag multi_vma_mremap seal_discard_by_ops uffd_not_droppable"),
     ("6.18", "measured", "desc_vm_file -dontunmap_drops_account"),
     ("6.19", "measured", "copied_from sticky_flags guard_av_anon_only desc_action"),
     ("7.0", "measured", "desc_vma_flags compat_assigns_flags"),

@@ -114,8 +114,11 @@ def _lock(kernel: Kernel, start: int, length: int, bits: int) -> int:
 def _note_unsure_populate(kernel: Kernel, start: int, end: int) -> None:
     """Populating may fail on guard regions, under a userfaultfd and past the end of a file: no rule knows
     the pages."""
+    # Before guard regions had a flag, any VMA that has an anon_vma may hide some.
+    hidden = kernel.has("guard_regions") and not kernel.has("sticky_flags")
     for vma in kernel.space.overlapping(start, end):
-        if vma.flags & (MAYBE_GUARD | UFFD_FLAGS) or vma.file is not None:
+        unsure = vma.flags & (MAYBE_GUARD | UFFD_FLAGS) or (hidden and vma.anon_vma is not None)
+        if unsure or vma.file is not None:
             kernel.maybe_errnos.update(("ENOMEM", "EAGAIN"))
 
 
