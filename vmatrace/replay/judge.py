@@ -306,6 +306,8 @@ class Judge:
         edges += [edge for event in self.seen.events for edge in event[2:] if edge]
         if self.before or not edges:
             edges += [edge for walk in self.seen.before for vma in walk.vmas[:8] for edge in vma[:2]]
+        named = [address for address in self.seen.named if self.state.space.at(address) is not None]
+        edges += [edge for address in named for edge in (address, address + self.all.page)]
         if not edges:
             return 0, 0
         return max(min(edges) - self.all.page, 0), max(edges) + self.all.page

@@ -14,6 +14,8 @@ from vmatrace.syscalls import SystemCall, call_name, find_call
 from vmatrace.vma import GROWSDOWN, Vma
 
 EVERYTHING: Final = (1 << 64) - 1
+# Arguments that are addresses inside the caller's address space.
+_ADDRESSES: Final = frozenset(("addr", "start", "new_addr", "shmaddr"))
 
 
 class Walk(NamedTuple):
@@ -92,6 +94,14 @@ class Occurrence:
         What unmaps goes on with the lock downgraded.
         """
         return any(event[0] == second.UNMAPPED for event in self.events)
+
+    @property
+    def named(self) -> list[int]:
+        """The addresses of this address space among the call's arguments."""
+        if self.call is None or self.entry is None:
+            return []
+        pairs = zip(self.entry.arguments, self.call.args, strict=False)
+        return [value for name, value in pairs if name in _ADDRESSES]
 
     def after_at(self, address: int) -> Vma | None:
         """The VMA read at ``address`` afterwards."""
