@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from vmatrace.replay.state import Change
+from vmatrace.replay.state import Change, is_symbol
 from vmatrace.rules.model import Effect, Merge
 from vmatrace.schema import EVIDENCE
 
@@ -98,6 +98,7 @@ def compare(
     names.update(zip(expected.births, births, strict=True))
     if not seen and not expected.anything:
         return "", names
+    _name_unread(expected, seen, names)
     victims = {victim for effect in effects if type(effect) is Merge for victim in effect.victims}
     wanted: list[Key] = [(STORE, names.get(obj, obj), start, end) for obj, start, end in expected.stores]
     wanted += [(MERGED if obj in victims else UNMAPPED, names.get(obj, obj), 0, 0) for obj in expected.deaths]
@@ -106,6 +107,15 @@ def compare(
     if len(wanted) == len(got) and all(key in got for key in wanted) and all(key in wanted for key in got):
         return _birth_with_range(seen), names
     return _birth_with_range(seen) or _difference(Counter(wanted), got, unstored_birth, told), names
+
+
+def _name_unread(expected: Expected, seen: Sequence[Event], names: dict[Hashable, Hashable]) -> None:
+    """Find which objects the symbols are that no read has told yet (a fork child's VMAs), by their stores."""
+    for obj, start, end in expected.stores:
+        if obj not in names and is_symbol(obj):
+            stored = [event[1] for event in seen if event[0] == STORE and event[2:] == (start, end)]
+            if len(stored) == 1:
+                names[obj] = stored[0]
 
 
 def _birth_with_range(seen: Sequence[Event]) -> str:
