@@ -24,11 +24,7 @@ PRIVATE = 0x70  # MAYREAD MAYWRITE MAYEXEC
 STORE, ALLOC, DUP, MERGED, UNMAPPED = (
     EVIDENCE["EVIDENCE_" + name] for name in ("STORE", "ALLOC", "DUP", "MERGED", "UNMAPPED")
 )
-NUMBERS = {
-    call.name: (nr, OP_CLASSES[call.op_class])
-    for (abi, nr), call in system_calls("x86_64").items()
-    if not abi
-}
+NUMBERS = {call.name: (nr, OP_CLASSES[call.op_class]) for (abi, nr), call in system_calls("x86_64").items() if not abi}
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ class ToySpace:
     pid: int
     areas: list[Area] = field(default_factory=list)
     seq: int = 0
-    operations: int = 0
+    dead: bool = False
     #: The true state after each operation.
     truth: list[list[tuple[int, int, int, int]]] = field(default_factory=list)
     effects: list[dict[str, int]] = field(default_factory=list)
@@ -140,9 +136,7 @@ class ToyKernel:
             "sections", parent, kind=1, op_class=op_class, nr=nr, map_count=len(parent.areas),
             acquired=self.time, after_cover=[{}], before_cover=[{}],
         )  # fmt: skip
-        child.areas = [
-            replace(a, obj=self._born(), anon_vma=a.anon_vma and a.anon_vma + 1) for a in parent.areas
-        ]
+        child.areas = [replace(a, obj=self._born(), anon_vma=a.anon_vma and a.anon_vma + 1) for a in parent.areas]
         self._record(
             "tasks", child, kind=KINDS["FORK"], parent_space=parent.id, parent_seq=parent.seq,
             parent_tid=parent.pid, map_count=len(child.areas),
@@ -156,10 +150,9 @@ class ToyKernel:
     def exit(self, space: ToySpace) -> None:
         space.seq += 1
         before = self._walk(space, 0, END)
-        self._record(
-            "sections", space, kind=KINDS["LAST"], before=before, acquired=self.time, after_cover=[{}]
-        )
+        self._record("sections", space, kind=KINDS["LAST"], before=before, acquired=self.time, after_cover=[{}])
         self._record("tasks", space, kind=KINDS["SPACE_END"])
+        space.dead = True
         space.truth.append(space.truth[-1])
         space.effects.append({})
 
@@ -172,7 +165,10 @@ class ToyKernel:
             for first in range(0, max(len(kept), 1), batch):
                 writer.write(as_tables(kept[first : first + batch]))
             if finish:
-                writer.finish({"reason": "the command ended", "records": len(kept), "lost": 0})
+                alive = [space for space in self.spaces if not space.dead]
+                seqs = [space.seq for space in alive]
+                end = {"reason": "the command ended", "records": len(kept), "lost": len(self.records) - len(kept)}
+                writer.finish({**end, "spaces": [space.id for space in alive], "space_seq": seqs})
         return path
 
     # ---- inside ----
@@ -202,11 +198,7 @@ class ToyKernel:
                 continue
             piece = replace(area, start=outside[0], end=outside[1], obj=self._born(DUP))
             self._evidence.append(_evidence(STORE, piece.obj, *outside))
-            rest = (
-                replace(area, start=max(area.start, lo))
-                if outside[0] == area.start
-                else replace(area, end=hi)
-            )
+            rest = replace(area, start=max(area.start, lo)) if outside[0] == area.start else replace(area, end=hi)
             self._change(space, area, rest)
             space.areas.append(piece)
             area = rest
@@ -241,7 +233,6 @@ class ToyKernel:
     def _done(self, space: ToySpace, effects: dict[str, int]) -> None:
         space.truth.append(sorted(area.seen() for area in space.areas))
         space.effects.append({name: count for name, count in effects.items() if count})
-        space.operations += 1
 
     def _record(self, table: str, space: ToySpace, **values: Any) -> None:
         self.time += 10
@@ -305,9 +296,7 @@ def as_tables(records: list[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, 
     tables: dict[str, dict[str, Any]] = {}
     for name, fields in TABLES.items():
         rows = [values for table, values in records if table == name]
-        tables[name] = (
-            {f.name: _column(f.type, [row.get(f.name) for row in rows]) for f in fields} if rows else {}
-        )
+        tables[name] = {f.name: _column(f.type, [row.get(f.name) for row in rows]) for f in fields} if rows else {}
     return tables
 
 

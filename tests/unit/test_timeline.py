@@ -222,7 +222,7 @@ def test_timeline_of_several_processes(path: Path, trace: Trace, capsys: pytest.
 
 def test_timeline_as_text_looks_like_maps(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = run(capsys, "timeline", path, "--op", "2").splitlines()
-    assert lines[0].startswith("# PID 100, address space 1 (generation 1 of 1, by exec)")
+    assert lines[0].startswith("# PID 100 (toy), address space 1 (generation 1 of 1, by exec)")
     assert lines[1].startswith("00004000-00008000 r--p 00000000 00:00 0")
     assert "anon_vma=" in lines[2]
 

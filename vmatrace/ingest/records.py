@@ -25,7 +25,7 @@ from vmatrace.ingest.effects import (
     row_ranges,
 )
 from vmatrace.ingest.losses import CpuNumbers
-from vmatrace.schema import FILE_FIELDS, LIMIT_FIELDS, LOSS_FIELDS, OP_CLASSES, TASK_FIELDS, Field
+from vmatrace.schema import FILE_FIELDS, KINDS, LIMIT_FIELDS, LOSS_FIELDS, OP_CLASSES, TASK_FIELDS, Field
 from vmatrace.tracefile import Table, TraceFile
 
 Array = npt.NDArray[Any]
@@ -95,6 +95,8 @@ class Records:
     gaps: list[tuple[int, int]] = field(default_factory=list)
     #: The death of at least one VMA object was seen.
     deaths: bool = True
+    #: Address space -> name of the program that was executed in it.
+    comms: dict[int, str] = field(default_factory=dict)
     _whole: Array | None = None
 
     def whole_walks(self) -> Array:
@@ -178,6 +180,7 @@ class _Loader:
         self.cpus = CpuNumbers()
         self.plain: dict[str, list[dict[str, Any]]] = {"tasks": [], "files": [], "limits": [], "losses": []}
         self.uncovered: dict[int, tuple[int, int]] = {}
+        self.comms: dict[int, str] = {}
         self.section_batch, self.call_batch = [0], [0]
         self.batches = 0
         self.deaths = False
@@ -203,7 +206,8 @@ class _Loader:
     def _add_sections(self, sections: Table) -> None:
         first = self.section_batch[-1]
         counts, grew = count_effects(sections)
-        self.sections.add(sections, _SECTION)
+        self.sections.add(sections, [name for name in _SECTION if name != "acquired"])
+        self.sections.put("acquired", np.where(sections["acquired"] > 0, sections["acquired"], sections["time"]))
         for name in EFFECTS:
             self.sections.put(name, counts[name])
         self.sections.put("grew", grew)
@@ -216,6 +220,8 @@ class _Loader:
         self.deaths |= bool(np.isin(evidence["what"], (MERGED, UNMAPPED, FREED)).any())
         self.births.put("object", evidence["object"][born])
         self.births.put("section", owner[born] + first)
+        for number in np.flatnonzero(sections["kind"] == KINDS["EXEC"]).tolist():
+            self.comms[int(sections["space"][number])] = sections.text("comm")[number]
         for number, span in _uncovered(sections, owner):
             self.uncovered[first + number] = span
         self.section_batch.append(first + sections.rows)
@@ -241,7 +247,7 @@ class _Loader:
             sections, calls, faults, self.plain["tasks"], self.plain["files"], self.plain["limits"],
             self.plain["losses"], before, after, births, self.uncovered, np.array(self.section_batch),
             np.array(self.call_batch), section_row, call_row, min(self.times, default=0),
-            max(self.times, default=0), self.cpus.gaps(last), self.deaths,
+            max(self.times, default=0), self.cpus.gaps(last), self.deaths, self.comms,
         )  # fmt: skip
 
 

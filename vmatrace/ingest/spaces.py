@@ -37,6 +37,9 @@ def find_spaces(records: Records, groups: Groups) -> dict[int, Space]:
         space = spaces.get(task["space"])
         if task["kind"] == _SPACE_END and space is not None:
             space.ended = int(task["time"])
+    for number, comm in records.comms.items():
+        if number in spaces:
+            spaces[number].comm = comm
     return dict(sorted(spaces.items(), key=lambda item: item[1].index))
 
 

@@ -22,7 +22,7 @@ from vmatrace.ingest.states import BASE, UNKNOWN, Picture, SpaceStates
 from vmatrace.ingest.untold import resolve
 from vmatrace.ingest.vanished import recount, section_effects
 from vmatrace.ingest.views import FileInfo, Operation, Section, Space
-from vmatrace.schema import OP_CLASSES
+from vmatrace.schema import KINDS, OP_CLASSES
 from vmatrace.syscalls import call_name, find_call
 from vmatrace.tracefile import TraceFile
 from vmatrace.vma import Vma
@@ -310,6 +310,14 @@ class Trace:
 
             found = self._bases[space] = copied_state(self, self.spaces[space])
         return found
+
+    def tail_lost(self, space: int) -> bool:
+        """Whether the trace is whole but does not show how this address space ended, or its last sections."""
+        sections, table = self.groups.of(space), self.records.sections
+        if not self.complete or not len(sections) or table["kind"][sections[-1]] == KINDS["LAST"]:
+            return False
+        alive = dict(zip(self.end.get("spaces", ()), self.end.get("space_seq", ()), strict=False))
+        return space not in alive or alive[space] > int(table["seq"][sections[-1]])
 
     # ---- files ----
 

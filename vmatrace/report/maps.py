@@ -25,7 +25,7 @@ def render_snapshot(snapshot: Snapshot, trace: Trace, pid: int) -> Iterator[str]
     since = format_time(snapshot.time - trace.records.first_time)
     life = "at its end" if snapshot.space.ended == snapshot.time else f"at {since}"
     yield (
-        f"# PID {pid}, address space {snapshot.space.id} (generation {number} of {total}, "
+        f"# PID {pid}{_named(snapshot.space)}, address space {snapshot.space.id} (generation {number} of {total}, "
         f"{_origin(snapshot.space)}), {life}: {len(snapshot.vmas)} VMAs"
     )
     lines = [(vma.start, render_vma(vma, trace, snapshot)) for vma in snapshot.vmas]
@@ -52,15 +52,17 @@ def permissions(vma: Vma) -> str:
 
 def render_difference(found: Difference, trace: Trace) -> Iterator[str]:
     """What differs: ``+`` a VMA that came, ``-`` one that went, ``<`` and ``>`` one that changed."""
-    lines: list[tuple[int, int, str]] = [
-        (vma.start, 0, "- " + render_vma(vma, trace)) for vma in found.removed
-    ]
+    lines: list[tuple[int, int, str]] = [(vma.start, 0, "- " + render_vma(vma, trace)) for vma in found.removed]
     lines += [(vma.start, 1, "+ " + render_vma(vma, trace)) for vma in found.added]
     for before, after in found.changed:
         lines.append((after.start, 2, "< " + render_vma(before, trace)))
         lines.append((after.start, 3, "> " + render_vma(after, trace)))
     for _, _, line in sorted(lines):
         yield line
+
+
+def _named(space: Space) -> str:
+    return f" ({escape(space.comm)})" if space.comm else ""
 
 
 def _origin(space: Space) -> str:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from vmatrace.errors import BadTrace, UsageError
 from vmatrace.ingest import Effect, Operation, Section, Space, Trace
 from vmatrace.ingest.effects import row_ranges
-from vmatrace.ingest.records import CHANGED
+from vmatrace.ingest.records import CHANGED, EVERYTHING
 from vmatrace.schema import KINDS
 from vmatrace.vma import SHARED, Vma
 
@@ -107,7 +107,8 @@ class Timeline:
         sections, table = self._states.sections, self.trace.records.sections
         count = int(np.searchsorted(table["time"][sections], moment, side="right"))
         entered = count < len(sections) and int(table["acquired"][sections[count]]) <= moment
-        return self._snapshot(count, entered, moment)
+        over = count == len(sections) and count > 0 and moment > int(table["time"][sections[-1]])
+        return self._snapshot(count, entered, moment, after_all=over)
 
     def at_op(self, n: int) -> Snapshot:
         """The state after the last write section of operation ``n``."""
@@ -127,9 +128,11 @@ class Timeline:
     def at_end(self) -> Snapshot:
         """The last state before the address space died or the recording ended."""
         end = self.space.ended if self.space.ended is not None else self.trace.records.last_time
-        return self._snapshot(len(self._states.sections), False, end)
+        return self._snapshot(len(self._states.sections), False, end, after_all=True)
 
-    def _snapshot(self, count: int, entered: bool, time: int) -> Snapshot:
+    def _snapshot(self, count: int, entered: bool, time: int, after_all: bool = False) -> Snapshot:
+        if after_all and self.trace.tail_lost(self.space.id):
+            return Snapshot(self.space, time, count, (), ((0, EVERYTHING),), {}, None)
         known, unknown = self.trace.known(self.space.id, self._states.picture(count, entered))
         vmas, since = self._with_gains(known, count + entered, time)
         return Snapshot(self.space, time, count, vmas, tuple(unknown), since, self._mm(count))
