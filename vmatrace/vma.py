@@ -29,12 +29,11 @@ _BITS: Final[dict[str, int]] = {
 
 #: Flag name (without ``VM_``) to its bit as a mask.
 FLAG_BITS: Final[dict[str, int]] = {name: 1 << bit for name, bit in _BITS.items()}
-_NAMES: Final[dict[int, str]] = {bit: name for name, bit in _BITS.items()}
+# v6.10 to v6.16 have VM_SEALED in the last bit.
+_NAMES: Final[dict[int, str]] = {**{bit: name for name, bit in _BITS.items()}, 63: "SEALED"}
 
-# Flags whose bit moved: kernels without a VM_SEALED in the low half keep it in bit 63 (6.10 to 6.15), and
-# those of the same time have UFFD_MINOR in bit 38.
+#: Where VM_SEALED was before it moved down to bit 42.
 SEALED_OLD: Final = 1 << 63
-UFFD_MINOR_OLD: Final = 1 << 38
 
 READ: Final = FLAG_BITS["READ"]
 WRITE: Final = FLAG_BITS["WRITE"]

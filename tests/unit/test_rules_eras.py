@@ -454,3 +454,12 @@ def test_what_the_fix_opened_for_moves_and_copied_from_closed() -> None:
     cured = run("6.18+copied_from", parent, "copy_vma", call)
     assert next(iter(cured.space)).anon_vma == "a"
     assert run("6.12", parent, "copy_vma", call).count(Merge) == 0
+
+
+def test_a_seal_has_the_bit_of_its_kernel() -> None:
+    call = {"start": 0, "len": 2 * PAGE, "flags": 0}
+    for rules, bit in (("6.12", 1 << 63), ("6.18", SEALED)):
+        sealed = run(rules, [vma(0, 2)], "mseal", call).space.at(0)
+        assert sealed is not None
+        assert sealed.flags == RW | bit
+        assert "SEALED" in str(sealed)

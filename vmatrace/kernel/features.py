@@ -258,6 +258,14 @@ _TABLE: tuple[Feature, ...] = (
         "member vma_remap_struct.vmi_needs_invalidate",
     ),
     Feature(
+        "seal_bit_low",
+        "VM_SEALED is bit 42 (before: 63)",
+        None,
+        "by v6.18",
+        _BEHAVIOUR,
+        observable=False,
+    ),
+    Feature(
         "seal_discard_by_ops",
         "a seal protects what has no vm_ops from discarding advice, private /dev/zero too (before: no file)",
         Commit("2dc72a5acf3a", "mm/mseal: update madvise() logic", "v6.17"),

@@ -65,7 +65,7 @@ _RELEASES: tuple[tuple[str, Label, str], ...] = (
         " copy_vma_undo anon_merge_fix mmap_prepare compat_mmap_prepare vma_alloc_in_mm"
         " init_stack_in_mm vma_exec skip_vma_uprobe dontunmap_drops_account",
     ),
-    ("6.17", "measured", "early_ksm_flag multi_vma_mremap seal_discard_by_ops uffd_not_droppable"),
+    ("6.17", "measured", "early_ksm_flag multi_vma_mremap seal_bit_low seal_discard_by_ops uffd_not_droppable"),
     ("6.18", "measured", "desc_vm_file -dontunmap_drops_account"),
     ("6.19", "measured", "copied_from sticky_flags guard_av_anon_only desc_action"),
     ("7.0", "measured", "desc_vma_flags compat_assigns_flags"),

@@ -23,7 +23,9 @@ def range_has_a_hole(kernel: Kernel, start: int, end: int) -> bool:
 @rule("seal_added", "mseal_apply", feature="mseal")
 def seal_is_added(kernel: Kernel, vma: Vma) -> int:
     """Sealing adds SEALED to the survivor's own flags; sealed VMAs are passed over."""
-    return 0 if vma.flags & (SEALED | SEALED_OLD) else SEALED
+    if vma.flags & (SEALED | SEALED_OLD):
+        return 0
+    return SEALED if kernel.has("seal_bit_low") else SEALED_OLD
 
 
 def mseal(kernel: Kernel, operation: Operation) -> int:

@@ -172,9 +172,7 @@ def _parse_limits(value: object, page_size: int, config: Config) -> Limits:
 def _address(item: Mapping[str, Any], key: str, page_size: int) -> int:
     value = item.get(key)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise UsageError(
-            f"{key} is missing or no number" if value is None else f"{key} {value!r} is no number"
-        )
+        raise UsageError(f"{key} is missing or no number" if value is None else f"{key} {value!r} is no number")
     if not 0 <= value < _ADDRESS_END:
         raise UsageError(f"{key} {value:#x} is past the end of the address space")
     if value % page_size:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from vmatrace.errors import UsageError
@@ -14,6 +14,7 @@ from vmatrace.rules.model import (
     Grow,
     Merge,
     New,
+    Operation,
     Policy,
     Result,
     Shrink,
@@ -22,8 +23,8 @@ from vmatrace.rules.model import (
     Unmodelled,
 )
 from vmatrace.scenario.parse import Scenario, Step
-from vmatrace.simulator import apply
-from vmatrace.vma import AddressSpace, Vma, flag_names
+from vmatrace.simulator import STEPS, apply
+from vmatrace.vma import SEALED, SEALED_OLD, AddressSpace, Vma, flag_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,19 +114,31 @@ def run_scenario(scenario: Scenario, rules: RuleSet, disabled: Collection[str] =
         name = scenario.name if len(scenario.steps) == 1 else f"{scenario.name} step {number}"
         before = tuple(space)
         try:
-            result = apply(space, step.operation, rules, mm, scenario.limits, disabled)
+            result = apply(space, _own_operation(step.operation, rules), rules, mm, scenario.limits, disabled)
         except Unmodelled as unknown:
-            raise UsageError(
-                f"{scenario.where or name}: {step.operation.name}: {unknown.reason}"
-            ) from unknown
+            raise UsageError(f"{scenario.where or name}: {step.operation.name}: {unknown.reason}") from unknown
         outcomes.append(_judge(name, step, result, before))
         if result.child is not None and result.child_mm is not None and step.operation.args.get("follow"):
             space, mm = result.child, result.child_mm
     return outcomes
 
 
+def _own_operation(operation: Operation, rules: RuleSet) -> Operation:
+    """A bare step's flags are the kernel's bits too."""
+    if operation.name not in STEPS or "flags" not in operation.args:
+        return operation
+    return replace(operation, args={**operation.args, "flags": _own_bits(operation.args["flags"], rules)})
+
+
+def _own_bits(flags: int, rules: RuleSet) -> int:
+    if flags & SEALED and rules.has("mseal") and not rules.has("seal_bit_low"):
+        return flags ^ (SEALED | SEALED_OLD)
+    return flags
+
+
 def _prepared(vma: Vma, rules: RuleSet, shift: int) -> Vma:
-    """Where the kernel has a second page offset, a layout that names none means the usual one."""
+    """The VMA as this kernel has it: SEALED in its bit, and the usual second page offset where there is one."""
+    vma = vma.with_flags(_own_bits(vma.flags, rules))
     if not rules.has("anon_pgoff") or vma.anon_pgoff is not None:
         return vma
     return vma._replace(anon_pgoff=vma.pgoff if vma.file is None else vma.start >> shift)
@@ -137,14 +150,10 @@ def _judge(name: str, step: Step, result: Result, before: tuple[Vma, ...]) -> Ou
     after = tuple(result.child if followed and result.child is not None else result.space)
     differences = tuple(_differences(step.expect or {}, word, result, after))
     agrees = None if step.expect is None else not differences
-    return Outcome(
-        name, word, result.errno, before, after, agrees, result.rules, differences, result.features_asked
-    )
+    return Outcome(name, word, result.errno, before, after, agrees, result.rules, differences, result.features_asked)
 
 
-def _differences(
-    expect: Mapping[str, Any], word: str, result: Result, after: tuple[Vma, ...]
-) -> Iterator[str]:
+def _differences(expect: Mapping[str, Any], word: str, result: Result, after: tuple[Vma, ...]) -> Iterator[str]:
     if "outcome" in expect and expect["outcome"] != word:
         yield f"outcome: expected {expect['outcome']}, got {word}"
     if "errno" in expect and expect["errno"] != result.errno:
