@@ -14,6 +14,7 @@ import numpy.typing as npt
 from vmatrace.ingest import match as matching
 from vmatrace.ingest.decode import BatchRows
 from vmatrace.ingest.effects import EFFECTS, Effect
+from vmatrace.ingest.files import KnownFiles
 from vmatrace.ingest.match import Operations, group_sections, match, section_faults
 from vmatrace.ingest.objects import ObjectIds
 from vmatrace.ingest.records import Records, load
@@ -57,7 +58,7 @@ class Trace:
         self._batches: OrderedDict[int, BatchRows] = OrderedDict()
         self._states: dict[int, SpaceStates] = {}
         self._bases: dict[int, tuple[tuple[Vma, ...], tuple[tuple[int, int], ...]]] = {}
-        self.files = _Files(self.records)
+        self.files = KnownFiles(self.records)
         self.operations: Operations = match(self.records, self.groups, lambda untold: resolve(self, untold))
         #: The trace shows when VMA objects die (not before 6.14, where that comes too late).
         self.deaths: bool = self.records.deaths and _header_says(self.header, "deaths")
@@ -329,35 +330,6 @@ class Trace:
         """Close the file."""
         self._batches.clear()
         self.file.close()
-
-
-class _Files:
-    """Descriptions of files; a struct file's address may stand for several files in turn."""
-
-    def __init__(self, records: Records) -> None:
-        self.by_id: dict[int, FileInfo] = {}
-        self._known: dict[int, tuple[list[int], list[int]]] = {}
-        ids: dict[tuple[int, int, int], int] = {}
-        for row in records.files:
-            key = (row["file"], row["dev"], row["ino"])
-            if key not in ids:
-                ids[key] = len(ids) + 1
-                self.by_id[ids[key]] = FileInfo(
-                    ids[key], row["path"], row["dev"], row["ino"], row["mode"], row["fs_magic"], row["hooks"]
-                )
-            places, names = self._known.setdefault(row["file"], ([], []))
-            places.append(int(row["index"]))
-            names.append(ids[key])
-
-    def find(self, pointer: int, index: int) -> int:
-        """The id of the file at that address when record ``index`` was made; a large one if it is unknown."""
-        places, names = self._known.get(pointer, ((), ()))
-        found = None
-        for place, name in zip(places, names, strict=True):
-            if found is not None and place > index:
-                break
-            found = name
-        return found if found is not None else 1 << 62 | pointer >> 2
 
 
 def _add_hole(holes: list[tuple[int, int]], start: int, end: int) -> None:
