@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 from vmatrace.ingest.records import Records
 from vmatrace.ingest.views import FileInfo
+from vmatrace.schema import FILE_BITS
 
 
 class KnownFiles:
@@ -12,9 +15,10 @@ class KnownFiles:
     def __init__(self, records: Records) -> None:
         self.by_id: dict[int, FileInfo] = {}
         self._known: dict[int, tuple[list[int], list[int]]] = {}
-        ids: dict[tuple[int, int, int], int] = {}
+        ids: dict[tuple[int, int, int, int], int] = {}
         for row in records.files:
-            key = (row["file"], row["dev"], row["ino"])
+            # An open file keeps its mode and hooks; only seals may come later.
+            key = (row["file"], row["dev"], row["ino"], row["hooks"] & ~FILE_BITS["FILE_SEALED"])
             if key not in ids:
                 ids[key] = len(ids) + 1
                 self.by_id[ids[key]] = FileInfo(
@@ -27,9 +31,6 @@ class KnownFiles:
     def find(self, pointer: int, index: int) -> int:
         """The id of the file at that address when record ``index`` was made; a large one if it is unknown."""
         places, names = self._known.get(pointer, ((), ()))
-        found = None
-        for place, name in zip(places, names, strict=True):
-            if found is not None and place > index:
-                break
-            found = name
-        return found if found is not None else 1 << 62 | pointer >> 2
+        if not names:
+            return 1 << 62 | pointer >> 2
+        return names[max(bisect_right(places, index) - 1, 0)]
