@@ -55,15 +55,14 @@ class Disks:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a guest ended: seconds until user space ran (None: never) and in all; ``why`` we ended it.
+    """How a guest ended: seconds until user space ran (None: never) and in all.
 
-    ``refused``: QEMU itself would not run it, and never will.
+    ``why``: we killed it, or QEMU refused to run it; empty when it ended by itself.
     """
 
     up: float | None
     seconds: float
     why: str
-    refused: bool = False
 
 
 def program(arch: str) -> str:
@@ -153,11 +152,10 @@ def boot(machine: Machine, disks: Disks, *, up_within: float, timeout: float) ->
         seconds = time.monotonic() - begin
     if up is None and UP in disks.console.read_bytes():
         up = seconds
-    refused = qemu.returncode > 0 and up is None
-    if refused:
+    if qemu.returncode > 0 and up is None:
         words_of = escape(" ".join(said.read_text(errors="replace").split())[-300:])
         why = f"QEMU ended with status {qemu.returncode}: {words_of}"
-    return Ending(up, seconds, why, refused)
+    return Ending(up, seconds, why)
 
 
 @contextlib.contextmanager

@@ -91,7 +91,7 @@ def _attempt(job: Job, machine: Machine, root: Root, say: Say, timeout: float) -
         say(f"warning: {machine.kernel.release} did not come up under {accel}: {why}")
         if accel == "kvm":
             _kvm_mark().write_text(platform.release() + "\n")
-        elif ending.refused:
+        elif ending.why:  # another try may only help where it died by itself
             break
     _show(words, say)
     raise CannotTrace(
