@@ -1,0 +1,61 @@
+"""What ordinary programs do, recorded on this kernel, has 0 failed verdicts; an altered record has one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.live.recording import VMATRACE, assert_conforms, record
+from tests.replay.altering import Alterable, other_value
+from vmatrace.replay import PASSED
+
+_PROGRAMS = {
+    "numpy": (sys.executable, "-c", "import numpy; numpy.ones((300, 300)).sum()"),
+    "forks": ("sh", "-c", "for i in $(seq 100); do (exit 0); done"),
+    "compiler": ("cc", "-O1", "-c", "-o", "/dev/null", "{workload}"),
+    "node": ("node", "-e", "new (require('worker_threads').Worker)('0', {eval: true})"),
+    "threads": (
+        sys.executable,
+        "-c",
+        "import threading as t; x = [t.Thread(target=bytearray, args=(1 << 22,)) for i in range(40)];"
+        "[i.start() for i in x]; [i.join() for i in x]",
+    ),
+}
+_WORKLOAD = Path(__file__).resolve().parents[1] / "workloads" / "merges.c"
+
+
+@pytest.mark.parametrize("name", sorted(_PROGRAMS))
+def test_ordinary_programs_conform(name: str, tmp_path: Path) -> None:
+    words = [word.replace("{workload}", str(_WORKLOAD)) for word in _PROGRAMS[name]]
+    if shutil.which(words[0]) is None:
+        pytest.skip(f"{words[0]} is not installed")
+    recorded = record(tmp_path / "t.vmat", *words)
+    assert recorded.status == 0, recorded.stderr
+    answer = recorded.replay()
+    assert_conforms(answer)
+    assert answer["passed"] > 40
+
+
+def test_the_rules_of_another_kernel_are_refuted(tmp_path: Path) -> None:
+    program = "import mmap; x = [mmap.mmap(-1, 8192, flags=mmap.MAP_PRIVATE) for i in range(9)]; del x[::2]"
+    recorded = record(tmp_path / "t.vmat", sys.executable, "-c", program)
+    words = [VMATRACE, "replay", recorded.path, "--rules", "6.1", "--format", "json"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["divergences"]
+
+
+def test_an_altered_record_is_named(tmp_path: Path) -> None:
+    recorded = record(tmp_path / "t.vmat", "/bin/true")
+    trace = Alterable(recorded.path)
+    passed = {(v.space, v.op) for v in trace.result if v.verdict == PASSED}
+    for name in ("sections.map_count", "sections.after.end", "sections.evidence.object", "calls.result"):
+        place = next(p for p in trace.places("predicted") if p.name == name and trace.operation_of(p) in passed)
+        result = trace.altered(place, other_value(place, trace.value(place)), tmp_path / "altered.vmat")
+        assert result.status() == 1
+        assert (result.failed[0].space, result.failed[0].op) == trace.operation_of(place)
