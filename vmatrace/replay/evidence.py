@@ -84,11 +84,13 @@ def compare(
     effects: Sequence[Effect],
     unstored_birth: bool,
     told: set[int],
+    deaths: bool = True,
 ) -> tuple[str, dict[Hashable, Hashable]]:
     """Hold the expected evidence against the seen: "" or the first difference, and the object of each symbol.
 
     ``unstored_birth``: a birth need not be stored (brk's first heap). ``told``: the causes of deaths that
     this kernel lets a trace tell; another death may have any other cause. It grows by what is seen.
+    ``deaths``: whether deaths are seen where they happen (RCU frees VMAs later in some kernels).
     """
     seen = without_aborted(events)
     births = [obj for what, obj, _, _ in seen if what in _BIRTHS]
@@ -101,7 +103,10 @@ def compare(
     _name_unread(expected, seen, names)
     victims = {victim for effect in effects if type(effect) is Merge for victim in effect.victims}
     wanted: list[Key] = [(STORE, names.get(obj, obj), start, end) for obj, start, end in expected.stores]
-    wanted += [(MERGED if obj in victims else UNMAPPED, names.get(obj, obj), 0, 0) for obj in expected.deaths]
+    if deaths:
+        wanted += [
+            (MERGED if obj in victims else UNMAPPED, names.get(obj, obj), 0, 0) for obj in expected.deaths
+        ]
     got: list[Key] = [event for event in seen if event[0] not in _BIRTHS]
     told.update(event[0] for event in seen)
     if len(wanted) == len(got) and all(key in got for key in wanted) and all(key in wanted for key in got):

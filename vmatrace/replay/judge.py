@@ -255,7 +255,9 @@ class Judge:
         state, seen = self.state, self.seen
         expected = second.expect(state.space.journal)
         unstored = asked.name == "brk" and any(type(effect) is New for effect in result.effects)
-        problem, names = second.compare(expected, seen.events, result.effects, unstored, self.all.told)
+        problem, names = second.compare(
+            expected, seen.events, result.effects, unstored, self.all.told, self.all.trace.deaths
+        )
         problem = problem or sync.after_differs(state, seen, names, seen.downgraded)
         return problem or sync.counters_differ(state, seen.sections[-1])
 
