@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 from tests.conformance.mixes import Mix, schedule
@@ -52,7 +51,8 @@ def agree(total: int, first_seed: int, folder: Path, keep: Path | None = None, l
     """Record and replay until about ``total`` operations are judged; diverging traces move to ``keep``."""
     everything = Tally()
     waiting: list[tuple[Future[Tally], Path, str]] = []
-    with ProcessPoolExecutor(max_workers=1) as pool:
+    # The replay gives way: a recorder that has to wait loses records.
+    with ProcessPoolExecutor(max_workers=1, initializer=os.nice, initargs=(10,)) as pool:
         for seed, steps, mix in runs(total, first_seed, longest):
             path = folder / f"{mix.name}-{seed}.vmat"
             record(path, seed, steps, mix.options)
@@ -125,8 +125,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir()) / "vmatrace-divergences")
     parser.add_argument("-o", "--output", type=Path, help="write the report there too")
     options = parser.parse_args(arguments)
-    with suppress(OSError):
-        os.nice(5)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="vmatrace-agree-") as folder:
         found = agree(options.operations, options.seed, Path(folder), options.keep)

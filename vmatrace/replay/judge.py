@@ -123,7 +123,15 @@ class Judge:
         layouts: Layouts = (),
     ) -> None:
         """Note the verdict."""
+        self._remember()
         self.all.note(self.seen, self.state, verdict, reason, rules, expected, observed, layouts)
+
+    def _remember(self) -> None:
+        """Keep what was read and changed, which tells later when a fault may have come."""
+        space = self.state.space
+        walks = [(walk.lo, walk.hi) for walk in (*self.seen.before, *self.seen.after) if not walk.flags]
+        self.state.history.append((walks, space.journal))
+        space.journal = []
 
     # ---- predicting ----
 

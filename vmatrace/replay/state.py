@@ -6,6 +6,7 @@ besides may differ only as the kernel may change a VMA outside the write lock; a
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Final, NamedTuple
 
@@ -25,6 +26,9 @@ EVERYTHING: Final = (1 << 64) - 1
 
 # Fields of a VMA that are compared as they are, by their place in the value.
 _PLAIN_FIELDS: Final = ((3, "pgoff"), (5, "anonymous"), (6, "close hook"), (9, "userfaultfd"), (11, "name"))
+
+# Operations of an address space that are remembered; what was last read before them counts as long ago.
+_REMEMBERED: Final = 256
 
 Interval = tuple[int, int]
 Change = tuple[tuple[Vma, ...], tuple[Vma, ...]]
@@ -105,8 +109,8 @@ class SpaceState:
     """One address space: the model, the mm's fields, and what is not known of it."""
 
     __slots__ = (
-        "bound", "counters_known", "credits", "guards", "homes", "inherited", "lossy", "mm", "pid", "seq",
-        "shift", "soft_dirty_unknown", "space", "unknown",
+        "bound", "counters_known", "credits", "guards", "history", "homes", "inherited", "lossy", "mm", "pid",
+        "seq", "shift", "soft_dirty_unknown", "space", "unknown",
     )  # fmt: skip
 
     def __init__(self, space: TracedSpace, mm: MmState, pid: int, shift: int) -> None:
@@ -117,6 +121,8 @@ class SpaceState:
         #: Intervals where the real state is not known.
         self.unknown: list[Interval] = []
         self.counters_known = True
+        #: The last operations: what each read, and what it changed.
+        self.history: deque[tuple[list[Interval], list[Change]]] = deque(maxlen=_REMEMBERED)
         #: anon_vma gains that were seen as events and not yet in a VMA.
         self.credits = 0
         #: The same at the parent when this space was copied.
@@ -254,7 +260,7 @@ class SpaceState:
             return f"{_at(seen)}: an anon_vma that no fault explains"
         self.credits -= 1
         donors = [(v, old) for v, old in gains.neighbours(self.space) if _may_share(v, seen, self.shift)]
-        if any(donor.anon_vma == seen.anon_vma for donor, _ in donors):
+        if any(donor.anon_vma == seen.anon_vma for donor, _ in donors) or self._changed_beside(seen):
             return ""
         if any(old for _, old in donors):
             return f"{_at(seen)}: a new anon_vma, expected the neighbour's"
@@ -264,6 +270,20 @@ class SpaceState:
             return f"{_at(seen)}: the anon_vma of a VMA that cannot share it"
         self.homes[seen.anon_vma] = seen.start
         return ""
+
+    def _changed_beside(self, seen: Vma) -> bool:
+        """Whether a VMA beside this one changed after it was last read: the fault may have come before that."""
+        for walks, changes in reversed(self.history):
+            if any(lo <= seen.start < hi for lo, hi in walks):
+                return False
+            if any(_concerns(vma, seen) for old, new in changes for vma in (*old, *new)):
+                return True
+        return len(self.history) == _REMEMBERED
+
+
+def _concerns(vma: Vma, seen: Vma) -> bool:
+    """Whether a VMA touches another, or has its anon_vma."""
+    return (vma.start <= seen.end and seen.start <= vma.end) or vma.anon_vma == seen.anon_vma
 
 
 def _may_share(donor: Vma, vma: Vma, shift: int) -> bool:
