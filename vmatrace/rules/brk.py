@@ -16,7 +16,18 @@ from vmatrace.rules.model import NO_LIMIT, Grow, KernelError, New, Operation
 from vmatrace.rules.munmap import check_seals_first, gather, remove
 from vmatrace.rules.proposal import Proposal
 from vmatrace.rules.registry import rule
-from vmatrace.vma import ACCOUNT, EXEC, GROWSDOWN, LOCKED, MAY_ALL, READ, SHADOW_STACK, WRITE, Vma
+from vmatrace.vma import (
+    ACCOUNT,
+    EXEC,
+    GROWSDOWN,
+    LOCKED,
+    MAY_ALL,
+    MTE_ALLOWED,
+    READ,
+    SHADOW_STACK,
+    WRITE,
+    Vma,
+)
 
 
 @rule("brk_returns_old", "sys_brk")
@@ -47,10 +58,16 @@ def next_is_too_near(kernel: Kernel, old: int, new: int) -> bool:
     return new + page > max(next.start - gap, 0)
 
 
+def _mte_of_data(kernel: Kernel) -> int:
+    """VM_DATA_DEFAULT_FLAGS of arm64 has MTE_ALLOWED where the kernel knows it; so has the stack from exec."""
+    return next((vma.flags & MTE_ALLOWED for vma in kernel.space if vma.flags & GROWSDOWN), 0)
+
+
 def grow_heap(kernel: Kernel, start: int, length: int, extra: int = 0) -> Vma:
     """do_brk_flags: the VMA that holds ``[start, start + length)``. Fails with ENOMEM."""
     flags = READ | WRITE | MAY_ALL | ACCOUNT | kernel.mm.def_flags | extra
     flags |= EXEC if kernel.limits.read_implies_exec else 0
+    flags |= _mte_of_data(kernel)
     early = kernel.has("early_ksm_flag")
     ksm = process_opted_in(kernel, flags, "") or 0
     if early:
