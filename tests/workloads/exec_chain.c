@@ -12,7 +12,7 @@ enum { EXECS = 7, CUTS = 5 };
 int main(int argc, char **argv)
 {
 	char *args[32];
-	static char number[32];
+	static char number[32], status[32];
 	char *at;
 	long left = EXECS;
 	int n = 0;
@@ -31,6 +31,9 @@ int main(int argc, char **argv)
 			args[n++] = "-o";
 			args[n++] = (char *)wl.dump;
 		}
+		snprintf(status, sizeof(status), "%d", wl.status);
+		args[n++] = "-x";
+		args[n++] = status;
 		snprintf(number, sizeof(number), "%ld", left - 1);
 		args[n++] = number;
 		args[n] = NULL;
