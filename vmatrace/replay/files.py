@@ -149,6 +149,8 @@ class Files:
 
     def __init__(self) -> None:
         self.known: dict[int, FileInfo] = {}
+        #: Bytes of each System V segment, by its id, from the attaches seen.
+        self.segments: dict[int, int] = {}
         self.drivers: dict[tuple[object, ...], Learnt | None] = {}
 
     def given(self, identity: int, access: int, fd_given: bool) -> FileGiven | Unlearnt | str:
@@ -182,7 +184,7 @@ class Files:
 
     def _driver(self, info: FileInfo, given: FileGiven, access: int) -> FileGiven | Unlearnt | str:
         if info.magic == SECRETMEM:
-            return replace(given, set_flags=LOCKED | DONTDUMP)
+            return given  # what its hook sets is a rule of its own
         if info.magic == HUGETLBFS:
             return replace(given, set_flags=HUGETLB | DONTEXPAND, close=True, huge_size=_DEFAULT_HUGE)
         if info.regular and info.magic in _ORDINARY:

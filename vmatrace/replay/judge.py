@@ -35,11 +35,13 @@ _UNCAPTURED: Final[dict[str, tuple[str, ...]]] = {
     "mbind": ("EINVAL", "EPERM", "EFAULT", "EIO"),
     "pkey_mprotect": ("EINVAL", "EINTR"),
     "madvise": ("EINTR", "EAGAIN"),
+    "process_madvise": ("EINVAL", "EPERM", "ESRCH", "EBADF", "EFAULT", "EAGAIN", "EINTR"),
     "uffd_register": ("EBADF", "ENOTTY", "EPERM", "EBUSY", "ENOMEM", "EINVAL", "EFAULT"),
     "uffd_unregister": ("EBADF", "ENOTTY", "EINVAL", "ENOMEM", "EFAULT"),
 }
 # Calls whose uncaptured checks come before those that the rules make.
 _CHECKED_LATE: Final = frozenset(("mmap", "mbind", "uffd_register", "uffd_unregister"))
+_LOOKS_EVERYWHERE: Final = frozenset(("shmdt", "mlockall", "munlockall", "prctl", "uffd_release"))
 _MERGE_RULES: Final = frozenset(
     id for id, rule in RULES.items() if rule.module in ("vmatrace.rules.mergeable", "vmatrace.rules.merge")
 )
@@ -139,7 +141,7 @@ class Judge:
         state, seen = self.state, self.seen
         if seen.interleaved:
             self.undecided(_INTERLEAVED)
-        elif state.unknown and not seen.before:
+        elif state.unknown and (not seen.before or asked.name in _LOOKS_EVERYWHERE):
             self.undecided(UNKNOWN_STATE)
         elif self.before:
             self.failed(self.before)
@@ -219,10 +221,10 @@ class Judge:
         problem, pages = self._result_differs(asked, result), False
         if problem and seen.call is not None and seen.call.result < 0:
             name = errno_name(seen.call.result)
-            late = bool(state.space.journal) or asked.name in _CHECKED_LATE
+            late = bool(state.space.journal) or asked.name in _CHECKED_LATE or seen.name == "process_madvise"
             if name in result.maybe_errnos:
                 problem, pages = "", True
-            elif late and name in _UNCAPTURED.get(asked.name, ()) and not seen.changed:
+            elif late and name in _UNCAPTURED.get(seen.name, _UNCAPTURED.get(asked.name, ())) and not seen.changed:
                 self.undecided(f"{name} of {asked.name}: its cause is not captured")
                 return
         if seen.sections:

@@ -17,6 +17,7 @@ from vmatrace.syscalls import FAULT_NR
 
 _NO_CAUSE: Final = "no listed system call explains the change"
 _OP_FORK: Final = OP_CLASSES["OP_FORK"]
+_TAKE_KEYS: Final = ("mmap", "mprotect", "pkey_mprotect")
 
 
 class Child(NamedTuple):
@@ -40,11 +41,23 @@ def judge_call(judge: Judge) -> None:
     else:
         if entry is not None and op_class == "OP_LIMITS":
             judge.all.limits.call(entry.name, call.pid, call.args, call.result)
-        asked = request(seen, judge.all.files, judge.all.page, judge.all.whole and not judge.state.unknown)
+        state = judge.state
+        whole = judge.all.whole and not state.unknown
+        asked = request(seen, judge.all.files, judge.all.page, whole, state.execute_pkey)
+        if isinstance(asked, Operation) and asked.name in _TAKE_KEYS:
+            state.execute_pkey = asked.inputs.get("execute_pkey", 0)
+            _allow_key(state, asked, call.result)
         if asked == GUARD_INSTALL:
             start, length = call.args[:2] if seen.name == "madvise" else (0, EVERYTHING)
-            judge.state.guards.append((start, start + length))
+            state.guards.append((start, start + length))
         judge.judge(asked)
+
+
+def _allow_key(state: SpaceState, asked: Operation, result: int) -> None:
+    """A key that pkey_mprotect took must have been allocated: pkey_alloc is in no record."""
+    pkey = asked.args.get("pkey", -1)
+    if 0 < pkey < 16 and result == 0:
+        state.mm.pkeys |= 1 << pkey
 
 
 def _judge_fork(judge: Judge) -> None:
@@ -92,6 +105,7 @@ def _copy(judge: Judge) -> Child:
     child.inherited = state.credits + state.inherited
     child.guards = list(state.guards)
     child.lossy = state.lossy
+    child.execute_pkey = state.execute_pkey
     child.soft_dirty_unknown = state.soft_dirty_unknown
     return Child(child, "", result.rules)
 

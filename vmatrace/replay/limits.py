@@ -39,7 +39,8 @@ class LimitBook:
             thp=_known(found.get("thp"), default.thp),
             ksm=_known(found.get("ksm"), default.ksm),
             uffd=_known(found.get("userfaultfd"), default.uffd),
-            pkeys=_known(found.get("pkeys"), default.pkeys),
+            # Where the CPU has no keys, no mapping ever shows one.
+            pkeys=_known(found.get("pkeys"), True),
         )
         self._arch = profile.arch
         limits = profile.limits

@@ -17,12 +17,13 @@ from vmatrace.rules.constants import (
     MAP_SHARED_VALIDATE,
     MAP_TYPE,
     MPOL,
+    PROT_EXEC,
     SHM_RDONLY,
 )
 from vmatrace.rules.madvise import NO_VMA_ADVICE
 from vmatrace.rules.model import FileGiven, Operation, Policy
 from vmatrace.syscalls import COMPAT
-from vmatrace.vma import ACCESS, SHARED, Vma
+from vmatrace.vma import ACCESS, PKEY_MASK, PKEY_SHIFT, SHARED, Vma
 
 _LOW: Final = 0xFFFFFFFF
 _PR_SET_VMA: Final = 0x53564D41
@@ -34,6 +35,7 @@ _IPC_SHMDT: Final = 22
 _MPOL_MODE_FLAGS: Final = 0xE000
 _MPOL_KEEPS_MASK: Final = 0xC000  # MPOL_F_STATIC_NODES, MPOL_F_RELATIVE_NODES
 _HUGE: Final = 2 << 20
+_EBADF: Final = 9
 
 #: Calls that change no VMA by definition: the one table of what is SKIPPED, reason by kind.
 SKIPPED_KINDS: Final[Mapping[str, str]] = {
@@ -95,17 +97,24 @@ class Asked(NamedTuple):
     files: Files
     page: int
     whole: bool
+    #: The mm's execute-only protection key, 0: not taken yet.
+    execute_pkey: int
 
 
-def request(seen: Occurrence, files: Files, page: int, whole: bool) -> Request:
-    """The operation that a call asks for. ``whole``: no record is missing and the state is known."""
+def request(seen: Occurrence, files: Files, page: int, whole: bool, execute_pkey: int) -> Request:
+    """The operation that a call asks for.
+
+    ``whole``: no record is missing and the state is known. ``execute_pkey``: the mm's execute-only protection
+    key as known so far; the inputs ``execute_pkey`` of the operation tell it anew.
+    """
     call, entry = seen.call, seen.entry
     if call is None or entry is None:
         return Open(f"{seen.name} is not modelled")
     args = dict(zip(entry.arguments, call.args, strict=False))
     make = _MAKERS.get(entry.name)
     if make is not None:
-        return make(args, Asked(seen, call.result, call.file, call.args, files, page, whole))
+        asked = Asked(seen, call.result, call.file, call.args, files, page, whole, execute_pkey)
+        return make(args, asked)
     return _LIMITS if entry.op_class == "OP_LIMITS" else Operation(entry.name, args)
 
 
@@ -136,9 +145,10 @@ def _mmap(args: dict[str, int], asked: Asked) -> Request:
     if asked.seen.call is not None and asked.seen.call.abi == COMPAT:
         flags = args["flags"] = flags & _LOW
     inputs: dict[str, Any] = {"picked": asked.result} if asked.result >= 0 else {}
+    _add_execute_pkey(inputs, args["prot"], asked.result, asked)
     if flags & MAP_ANONYMOUS and not flags & MAP_HUGETLB:
         return Operation("mmap", args, inputs)
-    given = _mapped_file(args["prot"], flags, asked) if inputs else _file_of_failed_map(flags, asked)
+    given = _mapped_file(args["prot"], flags, asked) if asked.result >= 0 else _file_of_failed_map(flags, asked)
     if isinstance(given, Open | Wrong):
         return given
     if isinstance(given, Unlearnt):
@@ -151,6 +161,32 @@ def _mmap(args: dict[str, int], asked: Asked) -> Request:
             return Open("the huge page size is not known")
         args["flags"] = flags & ~(MAP_ANONYMOUS | MAP_HUGETLB)
     return Operation("mmap", args, inputs)
+
+
+def _add_execute_pkey(inputs: dict[str, Any], prot: int, address: int, asked: Asked) -> None:
+    """The execute-only protection key: what the mm has, else what the first execute-only mapping takes."""
+    key = asked.execute_pkey
+    if not key and prot & ACCESS == PROT_EXEC and asked.result >= 0:
+        vma = asked.seen.after_at(address)
+        key = (vma.flags & PKEY_MASK) >> PKEY_SHIFT if vma is not None else 0
+    if key:
+        inputs["execute_pkey"] = key
+
+
+def _mprotect(args: dict[str, int], asked: Asked) -> Request:
+    inputs: dict[str, Any] = {}
+    _add_execute_pkey(inputs, args["prot"], args["start"], asked)
+    return Operation("mprotect", args, inputs)
+
+
+def _pkey_mprotect(args: dict[str, int], asked: Asked) -> Request:
+    pkey = args["pkey"] = _int(args["pkey"])
+    inputs: dict[str, Any] = {}
+    if pkey == -1:
+        _add_execute_pkey(inputs, args["prot"], args["start"], asked)
+    elif asked.execute_pkey:
+        inputs["execute_pkey"] = asked.execute_pkey
+    return Operation("pkey_mprotect", args, inputs)
 
 
 def _mapped_file(prot: int, flags: int, asked: Asked) -> FileGiven | Unlearnt | Open | Wrong:
@@ -178,7 +214,7 @@ def _file_of_failed_map(flags: int, asked: Asked) -> FileGiven | None:
     Where it is not known: one that passes every test of a file.
     """
     if not flags & MAP_ANONYMOUS:
-        if not asked.file:
+        if not asked.file and asked.result == -_EBADF:
             return None
         given = asked.files.opened(asked.file)
         if given is not None:
@@ -198,10 +234,14 @@ def _mremap(args: dict[str, int], asked: Asked) -> Request:
 def _shmat(args: dict[str, int], asked: Asked) -> Request:
     args["shmflg"] = _int(args["shmflg"])
     if asked.result < 0:
-        return Open("the size of the segment is not in the trace")
+        size = asked.files.segments.get(args["shmid"])
+        if _int(args["shmid"]) < 0 or size is None:
+            return Open("the size of the segment is not in the trace")
+        return Operation("shmat", args, {"size": size})
     vma = asked.seen.after_at(asked.result)
     if vma is None or not isinstance(vma.file, int):
         return _nothing_there(asked)
+    asked.files.segments[args["shmid"]] = vma.end - vma.start
     file = FileGiven(vma.file, writable=not args["shmflg"] & SHM_RDONLY)
     return Operation("shmat", args, {"picked": asked.result, "size": vma.end - vma.start, "file": file})
 
@@ -321,7 +361,8 @@ _MAKERS: Final[dict[str, Callable[[dict[str, int], Asked], Request]]] = {
     "mlockall": _with_ints("mlockall", "flags"),
     "mbind": _mbind,
     "set_mempolicy_home_node": _home_node,
-    "pkey_mprotect": _with_ints("pkey_mprotect", "pkey"),
+    "mprotect": _mprotect,
+    "pkey_mprotect": _pkey_mprotect,
     "prctl": _prctl,
     "ioctl": _ioctl,
     "shmat": _shmat,

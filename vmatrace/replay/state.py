@@ -109,7 +109,8 @@ class SpaceState:
     """One address space: the model, the mm's fields, and what is not known of it."""
 
     __slots__ = (
-        "bound", "counters_known", "credits", "guards", "history", "homes", "inherited", "lossy", "mm", "pid",
+        "bound", "counters_known", "credits", "execute_pkey", "guards", "history", "homes", "inherited",
+        "lossy", "mm", "pid",
         "seq", "shift", "soft_dirty_unknown", "space", "unknown",
     )  # fmt: skip
 
@@ -136,6 +137,8 @@ class SpaceState:
         self.soft_dirty_unknown = False
         #: The trace lacks records: an event that is missing proves nothing.
         self.lossy = False
+        #: The mm's execute-only protection key, 0: not taken yet.
+        self.execute_pkey = 0
         #: The last write section that was judged.
         self.seq = 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Final
 
+from vmatrace.replay.evidence import STORE
 from vmatrace.replay.occurrence import EVERYTHING, Occurrence
 from vmatrace.replay.state import SpaceState
 from vmatrace.replay.stream import Section
@@ -88,12 +89,31 @@ def counters_differ(state: SpaceState, section: Section) -> str:
 
 def adopt_after(state: SpaceState, seen: Occurrence) -> None:
     """The model becomes what was seen; where nothing was read after a change it is not known."""
-    if seen.columns.number >= 0 and not seen.after and seen.events:
-        state.forget()
+    if seen.events:
+        _forget_unread(state, seen)
     for lo, hi, flags, vmas in seen.after:
         if not flags:
             state.learn_interval(lo, hi)
             state.adopt(lo, hi, vmas)
+
+
+def _forget_unread(state: SpaceState, seen: Occurrence) -> None:
+    """What changed by the evidence and was not read to the end afterwards is unknown.
+
+    A store tells its range; an object that died without being read again may have been anywhere.
+    """
+    read = [(walk.lo, walk.hi) for walk in seen.after if not walk.flags]
+    if len(read) == len(seen.after) and read:
+        return
+    stores = [(start, end) for what, _, start, end in seen.events if what == STORE]
+    if len(stores) < len(seen.events) - len(seen.born):
+        state.forget()
+        return
+    for start, end in stores:
+        if not any(lo <= start and end <= hi for lo, hi in read):
+            state.adopt(start, end, ())
+            state.unknown.append((start, end))
+            state.counters_known = False
 
 
 def learn_after(state: SpaceState, seen: Occurrence) -> None:

@@ -54,8 +54,14 @@ def nothing_changes(kernel: Kernel, old: int, new: int) -> bool:
 
 @rule("pkey_kept", "arch_override_mprotect_pkey")
 def key_is_kept(kernel: Kernel, vma: Vma, prot: int) -> int:
-    """mprotect keeps a VMA's protection key, but for execute-only mappings."""
-    return (vma.flags & PKEY_MASK) >> PKEY_SHIFT if kernel.limits.config.pkeys and prot != PROT_EXEC else 0
+    """mprotect keeps a VMA's protection key; becoming execute-only takes the mm's own key, and leaving that
+    state gives it back."""
+    if not kernel.limits.config.pkeys:
+        return 0
+    own, execute_only = (vma.flags & PKEY_MASK) >> PKEY_SHIFT, kernel.inputs.get("execute_pkey") or 0
+    if prot == PROT_EXEC:
+        return execute_only or own
+    return 0 if vma.flags & ACCESS == PROT_EXEC and own == execute_only else own
 
 
 @rule("locked_cow_populates", "mprotect_fixup (populate_vma_page_range)")
