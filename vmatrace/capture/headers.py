@@ -33,13 +33,13 @@ typedef _Bool bool;
 #define true 1
 #define false 0
 #define NULL ((void *)0)
-#define PAGE_SIZE 4096
+#define PAGE_SIZE @page_size@
 #define roundup_pow_of_two(n) (n)
 #ifndef __always_inline
 #define __always_inline inline __attribute__((always_inline))
 #endif
 struct pt_regs;
-"""
+""".replace("@page_size@", str(os.sysconf("SC_PAGE_SIZE")))  # bcc's unit for the size of a ring buffer
 
 _BPF_COMMON = """#pragma once
 #define BPF_CLASS(code) ((code) & 0x07)
