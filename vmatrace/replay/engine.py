@@ -17,7 +17,7 @@ from vmatrace.replay.limits import LimitBook
 from vmatrace.replay.occurrence import Occurrence
 from vmatrace.replay.requests import policy_of
 from vmatrace.replay.result import FAILED, ReplayResult, Verdict
-from vmatrace.replay.state import SpaceState, TracedSpace
+from vmatrace.replay.state import KernelFacts, SpaceState, TracedSpace
 from vmatrace.replay.stream import FAULT, FILE, LIMIT, SECTION, TASK, OperationRow, Reader, Row, walk
 from vmatrace.rules.model import MmState
 from vmatrace.schema import KINDS, ROW_BITS
@@ -50,6 +50,12 @@ class Replayer:
         self.told: set[int] = set()
         #: No record is known to be lost.
         self.whole = trace.lost_records == 0
+        features = rules.features
+        self.kernel = KernelFacts(
+            self.page.bit_length() - 1,
+            features["guard_regions"] is not False and features["guard_av_anon_only"] is not True,
+            features["anon_pgoff"] is True,
+        )
         self._reader = Reader(trace.file, trace.records)
         self._pids = frozenset(trace.pids())
         self._lost = frozenset(trace.lost_sections.tolist())
@@ -148,7 +154,7 @@ class Replayer:
     def _judge(self, seen: Occurrence) -> Judge:
         state = self.states.get(seen.columns.space)
         if state is None:
-            state = SpaceState(TracedSpace(), MmState(), seen.pid, self.page.bit_length() - 1)
+            state = SpaceState(TracedSpace(), MmState(), seen.pid, self.kernel)
             state.forget()
             state.lossy = not self.whole
             self.states[seen.columns.space] = state
@@ -173,9 +179,11 @@ class Replayer:
         kind, huge = "", 0
         if file or not anonymous:
             kind, huge = kind_of(self.files.known.get(file), anonymous, close)
+        # At first the second offset is that of the place; the model knows it better later.
+        second = None if not self.kernel.two_offsets else start >> self.kernel.shift if file else pgoff
         return Vma(
             start, end, flags, pgoff, file or None, anonymous, close, anon_vma or None, bits & _FORKED != 0,
-            uffd or None, policy_of(policy) if policy else None, name or None, obj, kind, None, huge,
+            uffd or None, policy_of(policy) if policy else None, name or None, obj, kind, second, huge,
         )  # fmt: skip
 
     def note(

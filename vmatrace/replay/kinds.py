@@ -99,7 +99,7 @@ def _copy(judge: Judge) -> Child:
     space = TracedSpace(result.child)
     # The child's own symbols go on below those it inherited.
     space.serial = min(space.serial, state.space.serial)
-    child = SpaceState(space, result.child_mm, 0, state.shift)
+    child = SpaceState(space, result.child_mm, 0, state.kernel)
     child.unknown = list(state.unknown)
     child.counters_known = state.counters_known
     child.inherited = state.credits + state.inherited

@@ -105,20 +105,33 @@ class Gains(NamedTuple):
         return found + [(vma, True) for vma in (above, below) if vma is not None]
 
 
+class KernelFacts(NamedTuple):
+    """What of the traced kernel matters to a comparison.
+
+    ``shift``: log2 of the page size. ``any_guarded``: MADV_GUARD_INSTALL gives any VMA an anon_vma.
+    ``two_offsets``: a VMA has a second page offset, which no row shows.
+    """
+
+    shift: int
+    any_guarded: bool
+    two_offsets: bool
+
+
 class SpaceState:
     """One address space: the model, the mm's fields, and what is not known of it."""
 
     __slots__ = (
         "bound", "counters_known", "credits", "execute_pkey", "guards", "history", "homes", "inherited",
+        "kernel",
         "lossy", "mm", "pid",
-        "seq", "shift", "soft_dirty_unknown", "space", "unknown",
+        "seq", "soft_dirty_unknown", "space", "unknown",
     )  # fmt: skip
 
-    def __init__(self, space: TracedSpace, mm: MmState, pid: int, shift: int) -> None:
+    def __init__(self, space: TracedSpace, mm: MmState, pid: int, kernel: KernelFacts) -> None:
         self.space = space
         self.mm = mm
         self.pid = pid
-        self.shift = shift
+        self.kernel = kernel
         #: Intervals where the real state is not known.
         self.unknown: list[Interval] = []
         self.counters_known = True
@@ -176,9 +189,9 @@ class SpaceState:
         if len(new) != len(rows):
             self.unknown.append((lo, hi))
         if old and old[0].start < lo:
-            new.insert(0, old[0].cut(old[0].start, lo, self.shift))
+            new.insert(0, old[0].cut(old[0].start, lo, self.kernel.shift))
         if old and old[-1].end > hi:
-            new.append(old[-1].cut(hi, old[-1].end, self.shift))
+            new.append(old[-1].cut(hi, old[-1].end, self.kernel.shift))
         if old != new:
             for vma in old:
                 self.space.substitute((vma,), ())
@@ -196,6 +209,8 @@ class SpaceState:
         what may change outside the write lock may have changed.
         """
         model = self.space.overlapping(lo, hi)
+        if self.kernel.two_offsets:
+            rows = [self._with_offset(row) for row in rows]
         if model == rows:
             return ""
         if len(model) != len(rows):
@@ -208,6 +223,13 @@ class SpaceState:
                 return why
             self.space.substitute((mine,), (seen,))
         return ""
+
+    def _with_offset(self, row: Vma) -> Vma:
+        """A row with the second page offset that the model has for that VMA."""
+        mine = self.space.at(row.start)
+        if mine is None or mine.start != row.start or mine.anon_pgoff == row.anon_pgoff:
+            return row
+        return row._replace(anon_pgoff=mine.anon_pgoff)
 
     def _unify(self, mine: Vma, seen: Vma, names: dict[Hashable, Hashable], gains: Gains) -> str:
         if mine[:2] != seen[:2]:
@@ -252,7 +274,7 @@ class SpaceState:
 
     def _gain(self, seen: Vma, gains: Gains) -> str:
         """A VMA has an anon_vma that the model does not know: whether it may have gained it."""
-        if seen.flags & (SHARED | MAYWRITE) != MAYWRITE:
+        if seen.flags & (SHARED | MAYWRITE) != MAYWRITE and not self._guarded(seen):
             return f"{_at(seen)}: an anon_vma in a mapping that can have none"
         if seen.forked:
             if self.inherited <= 0 and not self.lossy:
@@ -262,7 +284,7 @@ class SpaceState:
         if self.credits <= 0 and not self.lossy:
             return f"{_at(seen)}: an anon_vma that no fault explains"
         self.credits -= 1
-        donors = [(v, old) for v, old in gains.neighbours(self.space) if _may_share(v, seen, self.shift)]
+        donors = [(v, old) for v, old in gains.neighbours(self.space) if _may_share(v, seen, self.kernel.shift)]
         if any(donor.anon_vma == seen.anon_vma for donor, _ in donors) or self._changed_beside(seen):
             return ""
         if any(old for _, old in donors):
@@ -273,6 +295,10 @@ class SpaceState:
             return f"{_at(seen)}: the anon_vma of a VMA that cannot share it"
         self.homes[seen.anon_vma] = seen.start
         return ""
+
+    def _guarded(self, seen: Vma) -> bool:
+        """Whether guard regions gave a VMA its anon_vma where they did that to any: before they spared files."""
+        return self.kernel.any_guarded and any(lo < seen.end and seen.start < hi for lo, hi in self.guards)
 
     def _changed_beside(self, seen: Vma) -> bool:
         """Whether a VMA beside this one changed after it was last read: the fault may have come before that."""
