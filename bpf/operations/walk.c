@@ -12,7 +12,9 @@
 #else
 #define VMA_WORD_UFFD(v)	0
 #endif
-#ifdef OFF_vma_anon_name
+#ifdef VMA_NAME_IN_UNION	/* with what a file's tree needs, up to 6.1: a name only without a file */
+#define VMA_WORD_NAME(v)	((v)[OFF_vma_vm_file / 8] ? 0 : (v)[OFF_vma_anon_name / 8])
+#elif defined(OFF_vma_anon_name)
 #define VMA_WORD_NAME(v)	((v)[OFF_vma_anon_name / 8])
 #else
 #define VMA_WORD_NAME(v)	0

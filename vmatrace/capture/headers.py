@@ -240,6 +240,9 @@ def kernel_constants(btf: Btf, *, ring_pages: int, max_spaces: int) -> str:
     if lock is not None and lock.type_name.endswith("*"):
         # vm_area_alloc() and vm_area_dup() then allocate a lock object beside each VMA.
         lines.append(f"#define VMA_OBJECT_SIZE {btf.struct('vm_area_struct').size}")
+    anon_name, tree = (btf.member("vm_area_struct", member) for member in ("anon_name", "shared"))
+    if anon_name and tree and 0 <= anon_name.offset_bytes - tree.offset_bytes < tree.size:
+        lines.append("#define VMA_NAME_IN_UNION 1")
     lines += _text_lines()
     return "\n".join(lines) + "\n"
 
