@@ -85,12 +85,14 @@ def compare(
     unstored_birth: bool,
     told: set[int],
     deaths: bool = True,
+    stores_twice: bool = False,
 ) -> tuple[str, dict[Hashable, Hashable]]:
     """Hold the expected evidence against the seen: "" or the first difference, and the object of each symbol.
 
     ``unstored_birth``: a birth need not be stored (brk's first heap). ``told``: the causes of deaths that
     this kernel lets a trace tell; another death may have any other cause. It grows by what is seen.
     ``deaths``: whether deaths are seen where they happen (RCU frees VMAs later in some kernels).
+    ``stores_twice``: the piece that a cut leaves behind is stored as well as the new one (before 6.3).
     """
     seen = without_aborted(events)
     births = [obj for what, obj, _, _ in seen if what in _BIRTHS]
@@ -109,6 +111,8 @@ def compare(
         ]
     got: list[Key] = [event for event in seen if event[0] not in _BIRTHS]
     told.update(event[0] for event in seen)
+    if stores_twice:
+        got = [key for key in got if key[0] != STORE or key in wanted]
     if len(wanted) == len(got) and all(key in got for key in wanted) and all(key in wanted for key in got):
         return _birth_with_range(seen), names
     return _birth_with_range(seen) or _difference(Counter(wanted), got, unstored_birth, told), names

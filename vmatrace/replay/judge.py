@@ -266,7 +266,13 @@ class Judge:
         expected = second.expect(state.space.journal)
         unstored = asked.name == "brk" and any(type(effect) is New for effect in result.effects)
         problem, names = second.compare(
-            expected, seen.events, result.effects, unstored, self.all.told, self.all.trace.deaths
+            expected,
+            seen.events,
+            result.effects,
+            unstored,
+            self.all.told,
+            self.all.trace.deaths,
+            not self.all.rules.has("munmap_new_outside"),
         )
         problem = problem or sync.after_differs(state, seen, names, seen.downgraded)
         return problem or sync.counters_differ(state, seen.sections[-1])
