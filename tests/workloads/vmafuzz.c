@@ -77,6 +77,8 @@
 enum {
 	ARENA = 96, MARGIN = 300, VAULT = 40, STRAYS = 48, FILE_PAGES = 64,
 	MAX_THREADS = 16, STACK = 1 << 17, BREAK_PAGES = 48, SEGMENTS = 4,
+	/* Beyond all that is mapped of it: what lies past a file's end answers by its pages. */
+	FILE_END = 192,
 };
 
 enum kind {
@@ -866,7 +868,7 @@ static int temporary_file(const char *path)
 		fd = mkostemp(template, O_CLOEXEC);
 		path = template;
 	}
-	if (fd < 0 || ftruncate(fd, FILE_PAGES * page))
+	if (fd < 0 || ftruncate(fd, FILE_END * page))
 		die("cannot make a temporary file");
 	{
 		char link[64];
@@ -903,9 +905,9 @@ static void prepare(uint64_t seed, const char *path)
 	fd_secret = syscall(SYS_memfd_secret, O_CLOEXEC);
 	if (fd_mem < 0 || fd_sealed < 0 || fd_zero_write < 0 || fd_dir < 0)
 		die("cannot open what it works with");
-	if (ftruncate(fd_mem, FILE_PAGES * page) || ftruncate(fd_sealed, FILE_PAGES * page))
+	if (ftruncate(fd_mem, FILE_END * page) || ftruncate(fd_sealed, FILE_END * page))
 		die("ftruncate");
-	if (fd_secret >= 0 && ftruncate(fd_secret, FILE_PAGES * page))
+	if (fd_secret >= 0 && ftruncate(fd_secret, FILE_END * page))
 		fd_secret = -1;
 	fcntl(fd_sealed, F_ADD_SEALS, F_SEAL_WRITE);
 	memset(&action, 0, sizeof(action));

@@ -235,8 +235,8 @@ def _shmat(args: dict[str, int], asked: Asked) -> Request:
     args["shmflg"] = _int(args["shmflg"])
     if asked.result < 0:
         size = asked.files.segments.get(args["shmid"])
-        if _int(args["shmid"]) < 0 or size is None:
-            return Open("the size of the segment is not in the trace")
+        if size is None:
+            return Operation("shmat", args, {"size": asked.page, "size_is_least": True})
         return Operation("shmat", args, {"size": size})
     vma = asked.seen.after_at(asked.result)
     if vma is None or not isinstance(vma.file, int):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import Final
 
 from vmatrace.rules.constants import MPOL
 from vmatrace.rules.context import Kernel
@@ -11,6 +12,9 @@ from vmatrace.rules.model import Operation, Policy
 from vmatrace.rules.modify import modify
 from vmatrace.rules.registry import rule
 from vmatrace.vma import Vma
+
+# MPOL_MODE_FLAGS: flags that come with the mode.
+_MODE_FLAGS: Final = 0xE000
 
 
 @rule("mbind_no_holes", "queue_pages_test_walk")
@@ -50,6 +54,8 @@ def mbind(kernel: Kernel, operation: Operation) -> int:
     if "policy" not in operation.inputs:
         kernel.cannot_know("the new policy's content is not known")
     policy = operation.inputs["policy"]
+    if args.get("mode", 0) & ~_MODE_FLAGS > max(MPOL.values()):
+        kernel.fail("EINVAL")
     if not kernel.aligned(start) or args.get("flags", 0) & ~7:
         kernel.fail("EINVAL")
     end = start + kernel.align_up(length)

@@ -26,7 +26,7 @@ from vmatrace.rules.constants import (
     PROT_WRITE,
 )  # fmt: skip
 from vmatrace.rules.context import Kernel
-from vmatrace.rules.hooks import Mapping, file_has_two_hooks
+from vmatrace.rules.hooks import Mapping, file_has_two_hooks, secret_memory_must_be_shared
 from vmatrace.rules.mmap_region import map_region
 from vmatrace.rules.model import FileGiven, ImpossibleInput, Operation
 from vmatrace.rules.registry import rule
@@ -156,6 +156,8 @@ def do_mmap(kernel: Kernel, addr: int, length: int, prot: int, flags: int, pgoff
     if lock_limit_is_reached(kernel, vm_flags, length):
         kernel.fail("EAGAIN")
     if given is not None:
+        if offset_is_past_any_file(kernel, length, pgoff):
+            kernel.fail("EOVERFLOW")
         vm_flags = _file_flags(kernel, given, prot, flags, vm_flags)
     else:
         vm_flags = _anonymous_flags(kernel, flags, vm_flags)
@@ -166,7 +168,7 @@ def do_mmap(kernel: Kernel, addr: int, length: int, prot: int, flags: int, pgoff
     if start is None:
         if not may_expand(kernel, vm_flags, length >> kernel.shift):
             kernel.fail("ENOMEM")
-        start = _picked_address(kernel, addr, length, flags, given)
+        start = _picked_address(kernel, addr, length, flags, given, vm_flags)
     if given is None:
         pgoff = 0 if vm_flags & SHARED else start >> kernel.shift
     map_region(kernel, _mapping(kernel, given, start, length, vm_flags, pgoff))
@@ -200,13 +202,19 @@ def _fixed_address(kernel: Kernel, addr: int, length: int, flags: int) -> int | 
     return addr
 
 
-def _picked_address(kernel: Kernel, addr: int, length: int, flags: int, given: FileGiven | None) -> int:
+def _picked_address(
+    kernel: Kernel, addr: int, length: int, flags: int, given: FileGiven | None, vm_flags: int
+) -> int:
     """Where the kernel put it: a free hint of an anonymous map, else the input, tested."""
     picked: int | None = kernel.inputs.get("picked")
     if given is None and not flags & MAP_32BIT:
         hinted = free_hint_is_honoured(kernel, addr, length)
         if hinted:
             return hinted
+    # A call that failed tells no address; what the hook refuses needs none.
+    secret = picked is None and given is not None and given.kind == "secretmem"
+    if secret and secret_memory_must_be_shared(kernel, vm_flags):
+        kernel.fail("EINVAL")
     return check_picked(kernel, picked, length)
 
 
@@ -219,6 +227,12 @@ def check_picked(kernel: Kernel, picked: int | None, length: int) -> int:
     if not kernel.space.is_free(picked, picked + length):
         raise ImpossibleInput(f"picked address {picked:#x} is not free")
     return picked
+
+
+@rule("offset_past_any_file", "file_mmap_ok")
+def offset_is_past_any_file(kernel: Kernel, length: int, pgoff: int) -> bool:
+    """A file can be mapped up to its largest possible size: no byte of any lies past 2**64."""
+    return pgoff > (1 << 64) - 1 - length >> kernel.shift
 
 
 def _file_flags(kernel: Kernel, given: FileGiven, prot: int, flags: int, vm_flags: int) -> int:

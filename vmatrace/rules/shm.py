@@ -51,15 +51,22 @@ def each_attach_has_its_own_file(kernel: Kernel) -> bool:
 
 
 def shmat(kernel: Kernel, operation: Operation) -> int:
-    """shmat(shmid, shmaddr, shmflg); inputs: the segment's ``size``, ``picked`` address, perhaps ``file``."""
+    """shmat(shmid, shmaddr, shmflg); inputs: the segment's ``size``, ``picked`` address, perhaps ``file``.
+
+    With ``size_is_least``, only what does not depend on more can be told.
+    """
     args = operation.args
     flags = args.get("shmflg", 0)
+    if args.get("shmid", 0) >> 31 & 1:
+        kernel.fail("EINVAL")
     addr = _attach_address(kernel, args.get("shmaddr", 0), flags)
     size = operation.inputs.get("size")
     if size is None:
         kernel.cannot_know("the size of the segment is not known")
     if addr and something_is_attached_there(kernel, addr, size, flags):
         kernel.fail("EINVAL")
+    if operation.inputs.get("size_is_least"):
+        kernel.cannot_know("the size of the segment is not known")
     prot = PROT_READ if flags & SHM_RDONLY else PROT_READ | PROT_WRITE
     prot |= PROT_EXEC if flags & SHM_EXEC else 0
     given: FileGiven = operation.inputs.get("file") or FileGiven(("sysv", kernel.space.fresh()))
