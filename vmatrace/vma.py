@@ -23,7 +23,7 @@ _BITS: Final[dict[str, int]] = {
     "ARCH_1": 24, "WIPEONFORK": 25, "DONTDUMP": 26, "SOFTDIRTY": 27,
     "MIXEDMAP": 28, "HUGEPAGE": 29, "NOHUGEPAGE": 30, "MERGEABLE": 31,
     "PKEY_BIT0": 32, "PKEY_BIT1": 33, "PKEY_BIT2": 34, "PKEY_BIT3": 35,
-    "PKEY_BIT4": 36, "SHADOW_STACK": 37, "HIGH_ARCH_6": 38, "ALLOW_ANY_UNCACHED": 39,
+    "PKEY_BIT4": 36, "SHADOW_STACK": 37, "MTE_ALLOWED": 38, "ALLOW_ANY_UNCACHED": 39,
     "DROPPABLE": 40, "UFFD_MINOR": 41, "SEALED": 42,
 }  # fmt: skip
 
@@ -67,8 +67,8 @@ HUGEPAGE: Final = FLAG_BITS["HUGEPAGE"]
 NOHUGEPAGE: Final = FLAG_BITS["NOHUGEPAGE"]
 MERGEABLE: Final = FLAG_BITS["MERGEABLE"]
 SHADOW_STACK: Final = FLAG_BITS["SHADOW_STACK"]
-#: arm64 has it in bit 37 and its shadow stack in bit 38; replay swaps the two.
-MTE_ALLOWED: Final = FLAG_BITS["HIGH_ARCH_6"]
+#: arm64 has it in bit 37 and its shadow stack in bit 38: traces are read with the two swapped.
+MTE_ALLOWED: Final = FLAG_BITS["MTE_ALLOWED"]
 DROPPABLE: Final = FLAG_BITS["DROPPABLE"]
 UFFD_MINOR: Final = FLAG_BITS["UFFD_MINOR"]
 SEALED: Final = FLAG_BITS["SEALED"]

@@ -41,7 +41,15 @@ class Files(Protocol):
 class BatchRows:
     """The rows of one batch; ``numbers``: the section number of each row of its sections."""
 
-    def __init__(self, tables: Mapping[str, Table], numbers: Array, objects: ObjectIds, files: Files) -> None:
+    def __init__(
+        self,
+        tables: Mapping[str, Table],
+        numbers: Array,
+        objects: ObjectIds,
+        files: Files,
+        machine: str | None = None,
+    ) -> None:
+        self._machine = machine
         self._sections, self._calls = tables["sections"], tables["calls"]
         self._numbers = numbers
         self._objects = objects
@@ -128,6 +136,7 @@ class BatchRows:
         if rows is None:
             rows = _as_rows(self._sections.child(side), (*_VMA_NUMBERS, "object"))
             rows["object"] = self._object_ids(side)
+            rows["flags"] = common_flags(rows["flags"], self._machine)
             self._rows[side] = rows
         return rows
 
@@ -162,6 +171,15 @@ class BatchRows:
         ahead = np.cumsum(counts) - counts
         inside: Array = total - ahead[owner]
         return inside
+
+
+def common_flags(flags: Array, machine: str | None) -> Array:
+    """Flags of any architecture in the bits of x86: arm64's MTE_ALLOWED (37) and shadow stack (38) change places."""
+    if machine != "aarch64":
+        return flags
+    differ = (flags >> np.uint64(37) ^ flags >> np.uint64(38)) & np.uint64(1)
+    swapped: Array = flags ^ (differ << np.uint64(37) | differ << np.uint64(38))
+    return swapped
 
 
 def _as_rows(table: Table, names: Sequence[str]) -> Array:

@@ -242,7 +242,8 @@ class Trace:
             if tables is None:
                 raise RuntimeError("the trace changed while it was read")
             first = int(self.records.section_batch[number])
-            found = BatchRows(tables, self._place_of_rows(first, tables["sections"].rows), self.objects(), self.files)
+            numbers = self._place_of_rows(first, tables["sections"].rows)
+            found = BatchRows(tables, numbers, self.objects(), self.files, self.header.get("machine"))
             while len(self._batches) >= _DECODED_BATCHES:
                 self._batches.popitem(last=False)
             self._batches[number] = found

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from vmatrace.ingest.decode import common_flags
 from vmatrace.ingest.effects import EFFECTS
 from vmatrace.ingest.match import Operations
 from vmatrace.ingest.records import Records
 from vmatrace.tracefile import Table, TraceFile
 
-Array = npt.NDArray[Any]
 Row = tuple[int, int, int, int, int, int, int, int, int, int, str]
 Cover = tuple[int, int, int, int]
 Event = tuple[int, int, int, int]
@@ -95,14 +94,13 @@ class Call(NamedTuple):
 class _Batch:
     """One batch with its columns as lists; each section is put together when it is asked for."""
 
-    def __init__(self, tables: dict[str, Table], flags_of: Callable[[Array], Array]) -> None:
+    def __init__(self, tables: dict[str, Table], machine: str | None) -> None:
         sections, calls = tables["sections"], tables["calls"]
         self._heads = list(zip(*(sections[name].tolist() for name in _SECTION), strict=True))
-        self._before, self._before_cover = _rows(sections, "before", flags_of), _covers(sections, "before_cover")
-        self._after, self._after_cover = _rows(sections, "after", flags_of), _covers(sections, "after_cover")
+        self._before, self._before_cover = _rows(sections, "before", machine), _covers(sections, "before_cover")
+        self._after, self._after_cover = _rows(sections, "after", machine), _covers(sections, "after_cover")
         self._offsets = [
-            sections.offsets(name).tolist()
-            for name in ("before", "before_cover", "after", "after_cover", "evidence")
+            sections.offsets(name).tolist() for name in ("before", "before_cover", "after", "after_cover", "evidence")
         ]
         evidence = sections.child("evidence")
         self._evidence: list[Event] = list(
@@ -126,22 +124,11 @@ class _Batch:
         return Call._make((*values[:10], values[10:]))
 
 
-def _rows(sections: Table, name: str, flags_of: Callable[[Array], Array]) -> list[Row]:
+def _rows(sections: Table, name: str, machine: str | None) -> list[Row]:
     child = sections.child(name)
     names = child.text("name") if child.has_text("name") else [""] * child.rows
-    columns = (flags_of(child[column]) if column == "flags" else child[column] for column in _VMA)
+    columns = (common_flags(child[column], machine) if column == "flags" else child[column] for column in _VMA)
     return list(zip(*(column.tolist() for column in columns), names, strict=True))
-
-
-def _same(flags: Array) -> Array:
-    return flags
-
-
-def arm64_flags(flags: Array) -> Array:
-    """arm64's flags with the shadow stack where x86 has it: arm64 has it in bit 38, MTE_ALLOWED in bit 37."""
-    moved = (flags >> np.uint64(37) ^ flags >> np.uint64(38)) & np.uint64(1)
-    swapped: Array = flags ^ (moved << np.uint64(37) | moved << np.uint64(38))
-    return swapped
 
 
 def _covers(sections: Table, name: str) -> list[Cover]:
@@ -161,7 +148,7 @@ class Reader:
         self._section_at = np.searchsorted(records.section_batch, self._section_row, side="right") - 1
         self._call_at = np.searchsorted(records.call_batch, self._call_row, side="right") - 1
         self._batches: dict[int, _Batch] = {}
-        self._flags_of = arm64_flags if file.header.get("machine") == "aarch64" else _same
+        self._machine: str | None = file.header.get("machine")
 
     def section(self, number: int) -> Section:
         """Section ``number`` in the order of ``index``."""
@@ -181,7 +168,7 @@ class Reader:
                 raise IndexError(number)
             if len(self._batches) > 3:
                 del self._batches[min(self._batches)]
-            batch = self._batches[number] = _Batch(tables, self._flags_of)
+            batch = self._batches[number] = _Batch(tables, self._machine)
         return batch
 
 
