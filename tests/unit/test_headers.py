@@ -33,6 +33,7 @@ class Kernel:
     missing: frozenset[str] = frozenset()
     params: tuple[str, ...] = ("struct mm_struct *", "bool", "bool")
     asked: list[str] = field(default_factory=list)
+    types: dict[str, str] = field(default_factory=dict)
 
     def offset(self, path: str) -> int:
         self.asked.append(path)
@@ -41,11 +42,13 @@ class Kernel:
         return 8 * len(self.asked)
 
     def member(self, struct: str, name: str) -> Any:
-        return (
-            None
-            if f"{struct}.{name}" in self.missing
-            else SimpleNamespace(offset_bytes=self.offset(f"{struct}.{name}"))
-        )
+        path = f"{struct}.{name}"
+        if path in self.missing:
+            return None
+        return SimpleNamespace(offset_bytes=self.offset(path), type_name=self.types.get(path, "u64"), size=8)
+
+    def struct(self, name: str) -> Any:
+        return SimpleNamespace(size=192)
 
     def tracepoint(self, name: str) -> Any:
         if name in self.missing:
@@ -64,7 +67,7 @@ def constants(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
     def make(kernel: Kernel) -> dict[str, str]:
         text = headers.kernel_constants(kernel, ring_pages=16, max_spaces=8)  # type: ignore[arg-type]
-        return dict(re.findall(r"^#define (\w+) (\S+)$", text, re.M))
+        return dict(re.findall(r"^#define (\w+(?:\(\w+\))?) (.+)$", text, re.M))
 
     return make
 
@@ -81,9 +84,7 @@ def test_the_tree_has_all_that_bcc_asks_for_and_repeats_nothing(tmp_path: Path) 
 def test_a_function_reaches_to_the_next_symbol(tmp_path: Path) -> None:
     symbols = tmp_path / "kallsyms"
     symbols.write_text(SYMBOLS)
-    found = headers.text_ranges(
-        ["vm_area_alloc", "vm_area_dup", "vma_complete", "remove_vma", "nowhere"], symbols
-    )
+    found = headers.text_ranges(["vm_area_alloc", "vm_area_dup", "vma_complete", "remove_vma", "nowhere"], symbols)
     assert found["vm_area_alloc"] == (0xFFFFFFFF81000100, 0x80)
     assert found["vm_area_dup"] == (0xFFFFFFFF81000200, 0x200), "neither an alias nor data ends it"
     assert found["remove_vma"] == (0xFFFFFFFF81000400, 0x100)
@@ -113,10 +114,20 @@ def test_constants_come_from_the_kernel_at_hand(constants: Any) -> None:
     assert (found["RING_PAGES"], found["MAX_SPACES"]) == ("16", "8")
     assert found["TEXT_vm_area_alloc"] == "0xffffffff81000100ULL"
     assert found["SIZE_vm_area_alloc"] == "128ULL"
-    assert (found["TEXT_vma_complete"], found["SIZE_vma_complete"]) == ("0x0ULL", "0ULL"), (
-        "absent: no call site fits"
-    )
+    assert found["SITE_merged(site)"] == "(0)", "absent: no call site fits"
+    assert found["SITE_unmapped(site)"] == "((site) - 0xffffffff81000400ULL < 256ULL)"
     assert (found["TEXT_vma_lo"], found["TEXT_vma_span"]) == ("0xffffffff81000400ULL", "256ULL")
+
+
+def test_kernels_with_lock_objects_tell_the_size_of_a_vma(constants: Any) -> None:
+    assert "VMA_OBJECT_SIZE" not in constants(Kernel())
+    found = constants(Kernel(types={"vm_area_struct.vm_lock": "struct vma_lock *"}))
+    assert found["VMA_OBJECT_SIZE"] == "192"
+
+
+def test_late_deaths_are_known_by_the_rcu_head_of_vmas() -> None:
+    assert not headers.deaths_are_seen(Kernel())  # type: ignore[arg-type]
+    assert headers.deaths_are_seen(Kernel(missing=frozenset({"vm_area_struct.vm_rcu"})))  # type: ignore[arg-type]
 
 
 def test_what_a_kernel_may_lack_is_left_out(constants: Any) -> None:
