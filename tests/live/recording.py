@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.workloads.oracle import Line, difference, from_timeline, read_maps
 
 VMATRACE = Path(sys.executable).with_name("vmatrace")
 PAGE = os.sysconf("SC_PAGESIZE")
-# Of the operations that changed a VMA, so many may stay without a verdict.
-UNDECIDED_SHARE = 0.01
+# Of the operations that changed a VMA, this share may stay undecided or skipped.
+OPEN_SHARE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +38,8 @@ class Recorded:
         return from_timeline(vmatrace_json(*words)["vmas"], PAGE)
 
     def replay(self) -> dict[str, Any]:
-        """The verdicts, as `vmatrace replay --format json` prints them."""
-        return vmatrace_json("replay", self.path, "--format", "json", statuses=(0, 1))
+        """The verdicts as JSON, where nothing could be decided (exit 4) too: the counts are there all the same."""
+        return vmatrace_json("replay", self.path, "--format", "json", statuses=(0, 1, 4))
 
 
 def vmatrace_json(*words: str | Path, statuses: Sequence[int] = (0,)) -> dict[str, Any]:
@@ -52,15 +54,15 @@ def record(path: Path, *command: str | Path, options: Sequence[str] = ()) -> Rec
     """Record a command into ``path``."""
     words = [VMATRACE, "record", "--force", "-o", path, *options, "--", *command]
     done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=200, check=False)
-    return Recorded(
-        path, done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
-    )
+    return Recorded(path, done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 
 
 def assert_layout(recorded: Recorded, dump: Path, pid: int | None = None) -> None:
     """The timeline's end is the dump that the program made of itself."""
     due, got = read_maps(dump), recorded.timeline(pid)
-    assert got == due, f"{recorded.path}: not what {dump} says:\n{difference(due, got)}"
+    if got != due:
+        lines = difference(due, got).splitlines()
+        pytest.fail("\n".join([f"{recorded.path}: not what {dump} says:", *lines[:20]]), pytrace=False)
 
 
 def assert_conforms(answer: dict[str, Any]) -> None:
@@ -68,11 +70,11 @@ def assert_conforms(answer: dict[str, Any]) -> None:
     assert answer["failed"] == 0, json.dumps(answer["divergences"][:5], indent=1)
     assert answer["trace"]["complete"] is True
     assert answer["lost_records"] == 0
-    open_ones = answer["undecided"]
-    assert open_ones <= UNDECIDED_SHARE * answer["changing"], answer["undecided_reasons"]
+    # What changed nothing may stay open: calls that failed for a reason that nobody captured.
+    assert answer["changing_open"] <= OPEN_SHARE * answer["changing"], answer["undecided_reasons"]
 
 
 def operations(answer: dict[str, Any], call: str) -> int:
     """How many operations of one system call a replay counted."""
-    found = answer["by_syscall"].get(call, 0)
-    return int(found["operations"] if isinstance(found, dict) else found)
+    verdicts: dict[str, int] = answer["by_syscall"].get(call, {})
+    return sum(verdicts.values())

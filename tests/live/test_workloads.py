@@ -67,20 +67,15 @@ def test_effects_calls_and_layout_are_exactly_what_the_program_did(
     assert_conforms(answer)
     due = json.loads(recorded.stdout)
     counted = {
-        effect: answer["effects"].get(effect, 0) - due["images"] * start["effects"].get(effect, 0)
-        for effect in EFFECTS
+        effect: answer["effects"].get(effect, 0) - due["images"] * start["effects"].get(effect, 0) for effect in EFFECTS
     }
     assert counted == {effect: due["effects"][effect] for effect in EFFECTS}
     calls = {call for call, number in due["calls"].items() if number and call not in ("fork", "exec")}
-    counted = {
-        call: operations(answer, call) - due["images"] * operations(start, call) for call in sorted(calls)
-    }
+    counted = {call: operations(answer, call) - due["images"] * operations(start, call) for call in sorted(calls)}
     assert counted == {call: due["calls"][call] for call in sorted(calls)}
 
 
-def test_in_place_growth_counts_as_grow_as_well(
-    programs: dict[str, Path], baseline: Any, tmp_path: Path
-) -> None:
+def test_in_place_growth_counts_as_grow_as_well(programs: dict[str, Path], baseline: Any, tmp_path: Path) -> None:
     for name, due in (("brk_growth", 42), ("mremap_counts", 29 + 3)):
         recorded = record(tmp_path / f"{name}.vmat", programs[name])
         grown = recorded.replay()["effects"].get("grow", 0)

@@ -58,12 +58,8 @@ def test_the_tally_agrees_with_the_number_of_vmas_at_every_step(name: str, progr
         ("multi_process", "split", 11 + 13 + 17 + 19 + 23),
     ],
 )
-def test_the_counts_are_those_of_the_header(
-    name: str, effect: str, count: int, programs: dict[str, Path]
-) -> None:
-    done = subprocess.run(
-        [programs[name], "--expect"], capture_output=True, text=True, timeout=60, check=True
-    )
+def test_the_counts_are_those_of_the_header(name: str, effect: str, count: int, programs: dict[str, Path]) -> None:
+    done = subprocess.run([programs[name], "--expect"], capture_output=True, text=True, timeout=60, check=True)
     assert json.loads(done.stdout)["effects"][effect] == count
 
 

@@ -34,6 +34,9 @@ int main(int argc, char **argv)
 		snprintf(status, sizeof(status), "%d", wl.status);
 		args[n++] = "-x";
 		args[n++] = status;
+		snprintf(status, sizeof(status), "%d", wl.status);
+		args[n++] = "-x";
+		args[n++] = status;
 		snprintf(number, sizeof(number), "%ld", left - 1);
 		args[n++] = number;
 		args[n] = NULL;
