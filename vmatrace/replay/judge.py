@@ -241,11 +241,14 @@ class Judge:
         if problem:
             self.failed(problem)
             return
-        if state.unknown or not state.counters_known:
+        compared = state.counters_known or not seen.sections
+        if state.unknown or not compared:
             sync.learn_after(state, seen)
             sync.take_counters(state, seen)
         self._count_refusal(result)
-        if pages:
+        if not compared:
+            self.finish(UNDECIDED, LOST if seen.lost else UNKNOWN_STATE)
+        elif pages:
             self.finish(UNDECIDED, f"{asked.name}: the errno depends on pages, the layout is as predicted")
         else:
             self.finish(PASSED, "", result.rules)

@@ -126,7 +126,8 @@ def judge_copy(judge: Judge, task: dict[str, Any]) -> None:
     child.mm.brk, child.mm.def_flags = int(task["brk"]), int(task["def_flags"])
     mine = tuple(int(getattr(child.mm, name)) for name in sync.COUNTERS)
     sync.set_counters(child, counters)
-    if child.unknown or not child.counters_known:
+    known, child.counters_known = child.counters_known, True
+    if child.unknown or not known:
         judge.finish(UNDECIDED, UNKNOWN_STATE)
         return
     for name, wanted, found in zip(sync.COUNTERS, mine, counters, strict=True):
@@ -192,7 +193,8 @@ def check_idle(judge: Judge) -> None:
     problem = judge.before or sync.after_differs(state, seen, {}, True)
     problem = problem or sync.counters_differ(state, section)
     sync.adopt_after(state, seen)
-    if problem:
+    if problem or not state.counters_known:
         sync.take_counters(state, seen)
+    if problem:
         head = "seen from outside" if look else "a section that changed nothing"
         judge.finish(FAILED, f"{head}: {problem}", observed=problem)

@@ -308,9 +308,9 @@ def _mbind(args: dict[str, int], asked: Asked) -> Request:
     for vma in asked.seen.after_in(start, end):
         if isinstance(vma.policy, Policy) and _is_asked_for(vma.policy, mode):
             return Operation("mbind", args, {"policy": vma.policy})
-    if asked.result < 0 or end == start:
-        return Operation("mbind", args, {"policy": UNKNOWN})
-    return Open("the nodes of the policy were not read")
+    if asked.result == 0 and not (asked.whole and all(not walk.flags for walk in asked.seen.after)):
+        return Open("the nodes of the policy were not read")
+    return Operation("mbind", args, {"policy": UNKNOWN})
 
 
 def _is_asked_for(policy: Policy, mode: int) -> bool:

@@ -72,7 +72,7 @@ def after_differs(state: SpaceState, seen: Occurrence, names: dict[Hashable, Has
 
 def counters_differ(state: SpaceState, section: Section) -> str:
     """The mm's counters and break against the model's: "" or the first difference."""
-    if not state.counters_known or state.unknown:
+    if not state.counters_known:
         return ""
     mm = state.mm
     if (mm.map_count, mm.total_vm, mm.data_vm, mm.stack_vm, mm.locked_vm) != section[15:20]:
@@ -113,7 +113,6 @@ def _forget_unread(state: SpaceState, seen: Occurrence) -> None:
         if not any(lo <= start and end <= hi for lo, hi in read):
             state.adopt(start, end, ())
             state.unknown.append((start, end))
-            state.counters_known = False
 
 
 def learn_after(state: SpaceState, seen: Occurrence) -> None:
@@ -135,8 +134,7 @@ def take_counters(state: SpaceState, seen: Occurrence) -> None:
         return
     set_counters(state, section[15:20])
     state.mm.brk = section.brk
-    if not state.unknown:
-        state.counters_known = True
+    state.counters_known = True
 
 
 def set_counters(state: SpaceState, values: tuple[int, ...]) -> None:
@@ -158,7 +156,7 @@ def start_from(state: SpaceState, seen: Occurrence, task_size: int, page_size: i
         problem = f"map_count is {section.map_count}, {mm.map_count} VMAs were read"
     elif not state.unknown and mm.total_vm != section.total_vm:
         problem = f"total_vm is {section.total_vm}, the VMAs have {mm.total_vm} pages"
-    state.counters_known = not state.unknown
+    state.counters_known = True
     set_counters(state, section[15:20])
     take_inputs(state, section)
     mm.brk = section.brk or section.brk_before
