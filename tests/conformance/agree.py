@@ -24,6 +24,8 @@ from vmatrace.kernel import RuleSet
 from vmatrace.simulator import RULES
 
 VMATRACE = Path(sys.executable).with_name("vmatrace")
+# A program that pauses now and then loses no record on a busy machine.
+PACE = "2000"
 # In a million operations each call x outcome, and each rule that can be reached, is due so often.
 OUTCOME_DUE, RULE_DUE, UNDECIDED_DUE = 1_000, 100, 0.001
 
@@ -31,7 +33,7 @@ OUTCOME_DUE, RULE_DUE, UNDECIDED_DUE = 1_000, 100, 0.001
 def record(path: Path, seed: int, steps: int, options: tuple[str, ...]) -> None:
     """Record one run of vmafuzz. Raises CalledProcessError where recorder or program failed."""
     program = build(["vmafuzz"])["vmafuzz"]
-    words = [VMATRACE, "record", "--force", "-o", path, "--", program, str(seed), str(steps), *options]
+    words = [VMATRACE, "record", "--force", "-o", path, "--", program, str(seed), str(steps), "--pace", PACE, *options]
     subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=600)
 
 

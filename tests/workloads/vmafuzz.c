@@ -14,6 +14,7 @@
  *   --threads T    T threads storm in one address space, N calls each (children only from the first)
  *   --children K   at most K fork children altogether (default N / 50)
  *   --narrow P     so many of 100 calls ask for the usual alone: equal attributes, so that neighbours merge
+ *   --pace U       U microseconds of sleep after each 100 calls, so that a recorder keeps up
  *   --fill N       N single-page VMAs at the start, beside the arena: what happens at vm.max_map_count
  *   --uffd --ksm --mlockall   adds those kinds (a uffd needs CAP_SYS_PTRACE; KSM touches every VMA)
  *   --list         the kinds and their default weights
@@ -108,7 +109,7 @@ static size_t page;
 static char *arena, *vault, *break_base;
 static int fd_rw, fd_ro, fd_mem, fd_zero_write, fd_sealed, fd_secret = -1, fd_uffd[2] = { -1, -1 }, fd_dir;
 static int threads = 1, exit_status;
-static long children_left = -1, narrow, fill;
+static long children_left = -1, narrow, fill, pace;
 static const char *dump_file, *child_directory, *counts_file;
 static struct worker workers[MAX_THREADS];
 static char stacks[MAX_THREADS][STACK] __attribute__((aligned(4096)));
@@ -757,6 +758,8 @@ static void step(struct worker *w)
 		ticket -= ops[i].weight;
 		if (ticket < 0) {
 			w->n++;
+			if (pace && w->n % 100 == 0)
+				usleep(pace);
 			ops[i].run(w);
 			return;
 		}
@@ -979,7 +982,7 @@ static void list_ops(void)
 static int usage(void)
 {
 	fprintf(stderr, "usage: vmafuzz SEED N [-o FILE] [-C DIR] [-c FILE] [-x STATUS] [-t FILE] [--ops LIST]\n"
-		"               [--threads T] [--children K] [--narrow P] [--fill N] [--uffd] [--ksm] [--mlockall] [--list]\n");
+		"               [--threads T] [--children K] [--narrow P] [--pace U] [--fill N] [--uffd] [--ksm] [--mlockall] [--list]\n");
 	return 2;
 }
 
@@ -1040,6 +1043,8 @@ int main(int argc, char **argv)
 			threads = atoi(value), i++;
 		else if (!strcmp(word, "--narrow"))
 			narrow = atol(value), i++;
+		else if (!strcmp(word, "--pace"))
+			pace = atol(value), i++;
 		else if (!strcmp(word, "--fill"))
 			fill = atol(value), i++;
 		else if (!strcmp(word, "--children"))

@@ -49,6 +49,7 @@ from vmatrace.vma import (
     SYNC,
     WIPEONFORK,
     WRITE,
+    Vma,
 )  # fmt: skip
 
 # The flags that every file accepts with MAP_SHARED_VALIDATE (LEGACY_MAP_MASK).
@@ -331,6 +332,12 @@ def mmap(kernel: Kernel, operation: Operation) -> int:
     return do_mmap(kernel, args.get("addr", 0), length, args["prot"], flags, offset >> kernel.shift)
 
 
+def _attached_elsewhere(kernel: Kernel, vma: Vma, start: int, end: int) -> bool:
+    """Whether the segment stays attached here when ``[start, end)`` is unmapped."""
+    same = (other for other in kernel.space if other.file == vma.file)
+    return any(other.start < start or end < other.end for other in same)
+
+
 def remap_file_pages(kernel: Kernel, operation: Operation) -> int:
     """remap_file_pages(start, size, prot, pgoff, flags): since v4.0 a fixed shared mmap of the same file."""
     args = operation.args
@@ -348,6 +355,8 @@ def remap_file_pages(kernel: Kernel, operation: Operation) -> int:
         end = other.end
     if start + size > end:
         kernel.fail("EINVAL")
+    if vma.kind == "sysv" and not _attached_elsewhere(kernel, vma, start, start + size):
+        kernel.cannot_know("whether the segment dies with its last attach is not in the trace")
     flags = args.get("flags", 0) & 0x10000 | MAP_SHARED | MAP_FIXED | (MAP_LOCKED if vma.flags & LOCKED else 0)
     given: FileGiven = kernel.inputs.get("file") or FileGiven(vma.file)
     # SHARED says that the file was opened for writing; without MAYWRITE it is sealed.
