@@ -129,6 +129,17 @@ def test_an_unknown_feature_that_matters_is_named() -> None:
     assert [v.verdict for v in same] == [v.verdict for v in run(opened)]
 
 
+def test_an_unknown_feature_is_fitted_by_an_operation_that_is_not_judged() -> None:
+    opened = Trace(DATA / "fuzz.vmat")
+    base = run(opened)
+    result = run(opened, base.rules.changed(map_stack_nohuge=None))
+    assert "map_stack_nohuge" in result.rules.fitted
+    assert result.rules.has("map_stack_nohuge")
+    assert not result.failed
+    assert result.count(UNDECIDED) == base.count(UNDECIDED) + 1
+    assert "map_stack_nohuge" in result.to_json()["rules"]["fitted"]
+
+
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(UsageError, match="flags_equa"):
         run(DATA / "small.vmat", without=("flags_equa",))

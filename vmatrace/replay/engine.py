@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any, Final
 
 from vmatrace.ingest import match as matching
@@ -163,6 +164,11 @@ class Replayer:
         if seen.sections:
             state.seq = max(state.seq, seen.sections[-1].seq)
         return Judge(self, seen, state)
+
+    def fit(self, feature: str, value: bool) -> None:
+        """Take the value of an unknown feature from an operation that is not judged by it."""
+        fitted = self.rules.fitted | {feature}
+        self.rules = replace(self.rules.changed(**{feature: value}), fitted=fitted)
 
     def vma(self, row: Row) -> Vma:
         """A row of the trace as a VMA."""

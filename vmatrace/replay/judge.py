@@ -13,7 +13,7 @@ from vmatrace.replay.result import FAILED, PASSED, SKIPPED, UNDECIDED
 from vmatrace.replay.state import SpaceState
 from vmatrace.rules.model import ImpossibleInput, Limits, Merge, MmState, New, Operation, Result, Unmodelled
 from vmatrace.simulator import RULES, apply
-from vmatrace.vma import Vma
+from vmatrace.vma import AddressSpace, Vma
 
 if TYPE_CHECKING:
     from vmatrace.replay.engine import Replayer
@@ -178,7 +178,7 @@ class Judge:
     def _features_that_matter(
         self, asked: Operation, serial: int, result: Result, limits: Limits
     ) -> list[str]:
-        """The unknown features whose values lead to different predictions."""
+        """The unknown features whose values lead to different predictions; what was seen may fit one of them."""
         found = []
         before = self.state.space.copy()
         before.journal = self.state.space.journal
@@ -196,7 +196,18 @@ class Judge:
                 continue
             if (other.errno, list(space), mm.snapshot()) != mine:
                 found.append(feature)
+                with_it, without = self._fits(space), self._fits(self.state.space)
+                if with_it != without and len(result.features_asked) == 1:
+                    self.all.fit(feature, with_it)
         return found
+
+    def _fits(self, space: AddressSpace) -> bool:
+        """Whether the layout of ``space`` is what was read afterwards, identities aside."""
+        walks = [walk for walk in self.seen.after if not walk.flags]
+        return bool(walks) and all(
+            [vma[:4] for vma in space.overlapping(walk.lo, walk.hi)] == [vma[:4] for vma in walk.vmas]
+            for walk in walks
+        )
 
     def _learn(self, asked: Learn) -> None:
         """A mapping of a driver not known yet: if it was made anew, it teaches what the driver sets."""
