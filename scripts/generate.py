@@ -117,6 +117,21 @@ def frames_page() -> str:
     return page("Frames", "vmatrace/frames.py", *parts)
 
 
+def verdicts() -> str:
+    from vmatrace.replay import SKIPPED_KINDS
+
+    rows = (
+        ("passed", "every predicted field was compared and is equal, and both evidences agree"),
+        ("failed", "one of them differs; the model then takes what was seen"),
+        ("undecided", "records or inputs are missing, or the cause is not modelled; the reason is given"),
+        ("skipped", "the call is of a kind that changes no VMA (below)"),
+        ("inputs", "exec, whose layout is an input, and exit, where all of the model was right"),
+    )
+    kinds = ((f"`{key}`", text) for key, text in SKIPPED_KINDS.items())
+    skipped = ("## What is skipped\n", table(("kind", "calls"), kinds))
+    return page("Verdicts of `vmatrace replay`", "vmatrace/replay", table(("verdict", "means"), rows), *skipped)
+
+
 def commands() -> str:
     from vmatrace.cli import COMMANDS, load
 
@@ -150,6 +165,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "features.md": features,
     "rules.md": rules,
     "frames.md": frames_page,
+    "verdicts.md": verdicts,
     "commands.md": commands,
 }
 
