@@ -126,12 +126,12 @@ def test_an_unknown_feature_that_matters_is_named() -> None:
     assert any("munmap_new_outside" in reason for reason in reasons)
     assert not result.failed
     same = run(opened, base.changed(wide_flags=None))
-    assert [v.verdict for v in same] == [v.verdict for v in run(opened)]
+    assert [v.verdict for v in same] == [v.verdict for v in run(opened, base)]
 
 
 def test_an_unknown_feature_is_fitted_by_an_operation_that_is_not_judged() -> None:
     opened = Trace(DATA / "fuzz.vmat")
-    base = run(opened)
+    base = run(opened, run(opened).rules)
     result = run(opened, base.rules.changed(map_stack_nohuge=None))
     assert "map_stack_nohuge" in result.rules.fitted
     assert result.rules.has("map_stack_nohuge")
