@@ -112,7 +112,8 @@ def compare(
     got: list[Key] = [event for event in seen if event[0] not in _BIRTHS]
     told.update(event[0] for event in seen)
     if stores_twice:
-        got = [key for key in got if key[0] != STORE or key in wanted]
+        stores = Counter(key for key in got if key[0] == STORE) & Counter(wanted)
+        got = [*stores.elements(), *(key for key in got if key[0] != STORE)]
     if len(wanted) == len(got) and all(key in got for key in wanted) and all(key in wanted for key in got):
         return _birth_with_range(seen), names
     return _birth_with_range(seen) or _difference(Counter(wanted), got, unstored_birth, told), names
