@@ -20,9 +20,7 @@ COMMAND_LINE = re.compile(r"^(?:\$ |# )?(?:sudo )?(?:\.venv/bin/)?vmatrace +(.+)
 
 
 def help_of(vmatrace: Path, *words: str) -> str:
-    done = subprocess.run(
-        [vmatrace, *words, "--help"], capture_output=True, text=True, check=True, timeout=60
-    )
+    done = subprocess.run([vmatrace, *words, "--help"], capture_output=True, text=True, check=True, timeout=60)
     assert done.stderr == ""
     return done.stdout
 

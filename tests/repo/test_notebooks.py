@@ -20,13 +20,9 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(path.parent)}})
     client.execute()
-    kinds = {
-        kind for cell in notebook.cells for out in cell.get("outputs", ()) for kind in out.get("data", ())
-    }
+    kinds = {kind for cell in notebook.cells for out in cell.get("outputs", ()) for kind in out.get("data", ())}
     assert {"text/html", "image/png"} <= kinds
-    noise = [
-        out.text for cell in notebook.cells for out in cell.get("outputs", ()) if out.get("name") == "stderr"
-    ]
+    noise = [out.text for cell in notebook.cells for out in cell.get("outputs", ()) if out.get("name") == "stderr"]
     assert not noise
 
 

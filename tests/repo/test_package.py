@@ -39,8 +39,7 @@ def test_wheel_has_every_bpf_file(wheel: Path) -> None:
 def test_unpacked_wheel_finds_its_bpf_files(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path)
     code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "from vmatrace.resources import bpf_dir; print(bpf_dir())"
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nfrom vmatrace.resources import bpf_dir; print(bpf_dir())"
     )
     done = subprocess.run(
         [sys.executable, "-P", "-c", code],
