@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.vm.matrix import MATRIX, VMATRACE, Entry, build
+from tests.vm.matrix import MATRIX, VMATRACE, Entry, build, describe, judge, keep
 
 GOLDEN = Path(__file__).resolve().parents[1] / "data" / "golden"
 LARGEST = 200_000
@@ -25,14 +25,23 @@ def record(entry: Entry, into: Path) -> None:
     fuzz = next(program for program in programs if program.name == WORKLOAD[0].removeprefix("./"))
     words: list[str | Path] = [VMATRACE, "lab", "run", "--kernel", entry.version, "--arch", entry.arch]
     words += ["--flavour", entry.flavour, "--into", into, "--put", fuzz]
-    words += ["--get", "trace.vmat", "--get", "end.maps"]
-    command = ("vmatrace", "record", "-q", "-o", "trace.vmat", "--", *WORKLOAD)
-    done = subprocess.run([*words, "--", *command], capture_output=True, text=True, check=False)
+    for name in ("trace.vmat", "end.maps", "fingerprint.json"):
+        words += ["--get", name]
+    script = (
+        f"vmatrace record -q -o trace.vmat -- {' '.join(WORKLOAD)} "
+        "&& vmatrace fingerprint --format json >fingerprint.json"
+    )
+    done = subprocess.run([*words, "--", "sh", "-c", script], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{entry}: exit status {done.returncode}\n{done.stderr}")
     size = (into / "trace.vmat").stat().st_size
     if size >= LARGEST:
         raise RuntimeError(f"{entry}: {size} bytes; record fewer operations")
+    outcome = describe(entry, into / "fingerprint.json", done.stderr)
+    problems = judge(outcome, into / "trace.vmat", {into / "end.maps": None})
+    keep(outcome)
+    if problems:
+        raise RuntimeError(f"{entry}: " + "\n".join(problems))
     GOLDEN.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(into / "trace.vmat", GOLDEN / f"{entry}.vmat")
     shutil.copyfile(into / "end.maps", GOLDEN / f"{entry}.maps")

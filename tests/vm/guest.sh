@@ -6,7 +6,8 @@ mkdir -p /var/tmp/lower /var/tmp/upper /var/tmp/work /var/tmp/merged
 mount -t overlay -o lowerdir=/var/tmp/lower,upperdir=/var/tmp/upper,workdir=/var/tmp/work overlay /var/tmp/merged \
     2>overlay.err && over=/var/tmp/merged/file
 
-# The limit is low only while maxmap runs; the shell's own echo needs no map.
+# The limit is low only while maxmap runs; the shell's own echo needs no map. The recorder looks at the limits twice
+# a second: what it should know must last longer.
 cat >workloads <<EOF
 ./vmafuzz 1 $1 -o /job/vmafuzz.maps & echo \$! >vmafuzz.pid; wait
 ./corners /job/corners.maps $over >corners.out & echo \$! >corners.pid; wait
@@ -15,7 +16,9 @@ cat >workloads <<EOF
 ./stack_growth
 limit=\$(cat /proc/sys/vm/max_map_count)
 echo 3000 >/proc/sys/vm/max_map_count
+sleep 2
 ./maxmap >maxmap.json
+sleep 2
 echo \$limit >/proc/sys/vm/max_map_count
 EOF
 vmatrace record -q -o all.vmat -- sh workloads 2>record.err

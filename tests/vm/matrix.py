@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.workloads.build import FLAGS
 from tests.workloads.build import HERE as WORKLOADS
+from tests.workloads.oracle import difference, from_timeline, read_maps
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parents[1] / "docs" / "matrix.md"
@@ -30,15 +34,21 @@ BROUGHT = (
     "maxmap.json",
 )
 TIMEOUT_S = 600
+# Results of several runs (one kernel each, say) meet here; a folder of the user's, not of the tree.
+RESULTS = Path(
+    os.environ.get("VMATRACE_MATRIX_RESULTS", Path(tempfile.gettempdir()) / f"vmatrace-matrix-{os.getuid()}")
+)
 OPERATIONS = int(os.environ.get("VMATRACE_MATRIX_OPERATIONS", "20000"))
 
 
 _INTRODUCTION = """# Kernels that were run
 
-Written by `make test-vm`, which boots each kernel in a guest (`vmatrace lab`), records a random workload and
-a few special ones there, replays the trace here with the rules that the trace names (`auto`), and compares
-the final layouts with the kernel's own `/proc/PID/maps`. *Undecided*: in brackets those that changed a VMA.
-*Signs*: features told by behaviour against those told by BTF.
+Written by the run itself: by `make test-vm`, which boots each kernel in a guest (`vmatrace lab`) and records a
+random workload and the corners (overlayfs, memfd_secret, a cut hugetlb mapping, exec, fork, a growing stack, the
+limit of the number of maps) there; or by `python -m tests.vm.golden`, which records the small golden traces.
+Each trace was replayed with the rules that it names (`auto`), and its last layouts compared with the kernel's own
+`/proc/PID/maps`. *Undecided*: in brackets those that changed a VMA. *Signs*: features told by behaviour against
+those told by BTF. *s*: seconds of the whole guest run, emulated, on a busy machine with two processors.
 
 | kernel | release | ops | passed | FAILED | undecided | lost | layouts | rules | signs | corners | s |
 |---|---|---|---|---|---|---|---|---|---|---|---|
@@ -128,10 +138,47 @@ def vmatrace_json(*words: str | Path) -> dict[str, Any]:
     return found
 
 
-def keep(outcome: Outcome, folder: Path) -> None:
-    """Put one result where `write_page` finds those of the whole matrix, whichever run made them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{outcome.entry}.json").write_text(json.dumps(asdict(outcome)))
+def judge(outcome: Outcome, trace: Path, dumps: Mapping[Path, str | None]) -> list[str]:
+    """Replay the trace and compare the last layouts with ``dumps`` (of which process; None: the first).
+
+    Fills ``outcome``; returns what is wrong.
+    """
+    answer = vmatrace_json("replay", trace)
+    for name in ("operations", "passed", "failed", "undecided", "changing_open"):
+        setattr(outcome, name, answer[name])
+    outcome.lost = answer["lost_records"]
+    problems = [found["text"] for found in answer["divergences"][:5]]
+    if not answer["trace"]["complete"] or outcome.lost:
+        problems.append(f"{outcome.lost} records lost")
+    equal = 0
+    for dump, pid in dumps.items():
+        end = vmatrace_json("timeline", trace, "--at", "end", *(("--pid", pid) if pid else ()))
+        due, got = read_maps(dump), from_timeline(end["vmas"], answer["trace"]["page_size"])
+        equal += got == due
+        if got != due:
+            problems.append(f"{dump.name}: not the timeline's end:\n{difference(due, got)}")
+    outcome.layouts = f"{equal} of {len(dumps)} equal"
+    return problems
+
+
+def describe(entry: Entry, fingerprint: Path, stderr: str) -> Outcome:
+    """What is known of a run before its trace is read. ``stderr``: what `vmatrace lab run` said."""
+    found = json.loads(fingerprint.read_text())
+    seconds = re.search(r"([\d.]+) s in all", stderr)
+    return Outcome(
+        str(entry),
+        found["kernel"],
+        float(seconds[1]) if seconds else 0.0,
+        rule_set=found["rule_set"],
+        disagreements=" ".join(found["disagreements"]),
+    )
+
+
+def keep(outcome: Outcome) -> None:
+    """Put one result where those of the whole matrix are, whichever run made them, and write the page again."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{outcome.entry}.json").write_text(json.dumps(asdict(outcome)))
+    write_page(RESULTS)
 
 
 def write_page(folder: Path, page: Path = PAGE) -> None:
