@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from vmatrace.replay.state import Change, is_symbol
-from vmatrace.rules.model import Effect, Merge
+from vmatrace.rules.model import Effect, Merge, New
 from vmatrace.schema import EVIDENCE
 
 STORE: Final = EVIDENCE["EVIDENCE_STORE"]
@@ -95,11 +95,15 @@ def compare(
     ``stores_twice``: the piece that a cut leaves behind is stored as well as the new one (before 6.3).
     """
     seen = without_aborted(events)
-    births = [obj for what, obj, _, _ in seen if what in _BIRTHS]
+    births = [(obj, what) for what, obj, _, _ in seen if what in _BIRTHS]
     names: dict[Hashable, Hashable] = {}
     if len(births) != len(expected.births):
         return f"{len(births)} VMA objects were born, expected {len(expected.births)}", names
-    names.update(zip(expected.births, births, strict=True))
+    for symbol, (obj, what) in zip(expected.births, births, strict=True):
+        names[symbol] = obj
+        anew = any(type(effect) is New and effect.obj == symbol for effect in effects)
+        if what != (ALLOC if anew else DUP):
+            return "a VMA was copied, expected a new one" if anew else "a VMA was made anew, expected a copy", names
     if not seen and not expected.anything:
         return "", names
     _name_unread(expected, seen, names)
