@@ -57,6 +57,9 @@ class Replayer:
             features["guard_regions"] is not False and features["guard_av_anon_only"] is not True,
             features["anon_pgoff"] is True,
         )
+        for row in trace.records.files:
+            info = info_of(row)
+            self.files.first.setdefault(info.identity, info)
         self._reader = Reader(trace.file, trace.records)
         self._pids = frozenset(trace.pids())
         self._lost = frozenset(trace.lost_sections.tolist())

@@ -149,6 +149,8 @@ class Files:
 
     def __init__(self) -> None:
         self.known: dict[int, FileInfo] = {}
+        #: How each file is described first: a call that failed is judged before its file's row is met.
+        self.first: dict[int, FileInfo] = {}
         #: Bytes of each System V segment, by its id, from the attaches seen.
         self.segments: dict[int, int] = {}
         self.drivers: dict[tuple[object, ...], Learnt | None] = {}
@@ -176,7 +178,7 @@ class Files:
 
     def opened(self, identity: int) -> FileGiven | None:
         """What is known of a file that could not be mapped."""
-        info = self.known.get(identity)
+        info = self.known.get(identity) or self.first.get(identity)
         if info is None or not info.bits & (FILE_BITS["FILE_READ"] | FILE_BITS["FILE_WRITE"]):
             return None
         can_map = bool(info.bits & (FILE_BITS["FILE_MMAP"] | FILE_BITS["FILE_MMAP_PREPARE"]))

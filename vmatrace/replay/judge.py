@@ -8,10 +8,10 @@ from vmatrace.replay import evidence as second
 from vmatrace.replay import sync
 from vmatrace.replay.files import LEARNABLE, access_of
 from vmatrace.replay.occurrence import Occurrence, errno_name
-from vmatrace.replay.requests import SKIPPED_KINDS, Learn, Open, Request, Skip
+from vmatrace.replay.requests import SKIPPED_KINDS, UNKNOWN, Learn, Open, Request, Skip
 from vmatrace.replay.result import FAILED, PASSED, SKIPPED, UNDECIDED
 from vmatrace.replay.state import SpaceState
-from vmatrace.rules.model import ImpossibleInput, Limits, Merge, MmState, New, Operation, Result, Unmodelled
+from vmatrace.rules.model import FileGiven, ImpossibleInput, Limits, Merge, MmState, New, Operation, Result, Unmodelled
 from vmatrace.simulator import RULES, apply
 from vmatrace.vma import AddressSpace, Vma
 
@@ -47,6 +47,12 @@ _MERGE_RULES: Final = frozenset(
 )
 
 Layouts = tuple[tuple[str, tuple[Vma, ...]], ...]
+
+
+def _is_of_unknown_file(asked: Operation) -> bool:
+    """Whether it maps a file of which nothing is known: its hook may fail when the old map is gone already."""
+    file = asked.inputs.get("file")
+    return isinstance(file, FileGiven) and file.identity == UNKNOWN
 
 
 class Judge:
@@ -235,7 +241,11 @@ class Judge:
             late = bool(state.space.journal) or asked.name in _CHECKED_LATE or seen.name == "process_madvise"
             if name in result.maybe_errnos:
                 problem, pages = "", True
-            elif late and name in _UNCAPTURED.get(seen.name, _UNCAPTURED.get(asked.name, ())) and not seen.changed:
+            elif (
+                late
+                and name in _UNCAPTURED.get(seen.name, _UNCAPTURED.get(asked.name, ()))
+                and (not seen.changed or _is_of_unknown_file(asked))
+            ):
                 self.undecided(f"{name} of {asked.name}: its cause is not captured")
                 return
         if seen.sections:

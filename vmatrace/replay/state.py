@@ -302,6 +302,8 @@ class SpaceState:
 
     def _changed_beside(self, seen: Vma) -> bool:
         """Whether a VMA beside this one changed after it was last read: the fault may have come before that."""
+        if any(_concerns(vma, seen) for old, new in self.space.journal for vma in (*old, *new)):
+            return True
         for walks, changes in reversed(self.history):
             if any(lo <= seen.start < hi for lo, hi in walks):
                 return False
