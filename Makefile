@@ -10,7 +10,7 @@ ifneq ($(CI),)
 export VMATRACE_REQUIRE_LIVE ?= 1
 endif
 
-.PHONY: help setup demo test test-vm bench lint format docs notebooks wheel clean
+.PHONY: help setup demo test test-vm agree power mutate bench lint format docs notebooks wheel clean
 
 help: ## print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -26,6 +26,15 @@ test: setup ## run the tests: unit property replay live repo (under 5 minutes)
 
 test-vm: setup ## run the tests that boot other kernels in a guest
 	@$(PYTEST) tests/vm -m vm --timeout 1800 $(ARGS)
+
+agree: setup ## hold random operations on this kernel against the rules (N=1000000)
+	@$(PYTHON) -m tests.conformance.agree $(or $(N),1000000) $(ARGS)
+
+power: setup ## print which committed scenario or trace catches each rule
+	@$(PYTHON) -m tests.conformance.power
+
+mutate: setup ## mutate the rules and see whether a test notices (N=300; needs cosmic-ray)
+	@$(PYTHON) -m tests.conformance.mutate $(or $(N),300) $(ARGS)
 
 bench: setup ## measure capture, reader, ingest and overhead; print the ratios
 	@$(PYTHON) -m tests.bench $(ARGS)
