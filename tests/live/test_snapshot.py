@@ -16,8 +16,8 @@ from tests.live.recording import PAGE, vmatrace_json
 from tests.workloads.oracle import difference, from_timeline, read_maps
 from vmatrace.schema import KINDS
 
-# Threads cut, join, map and unmap in one address space, each in its own part, until told to stop: then all stand
-# still, and "s" is written; a last byte ends the program. With an argument they make that many rounds.
+# Threads cut, join, map and unmap in one address space, each in its own part, until told to stop: then all
+# stand still, and "s" is written; a last byte ends the program. With an argument they make that many rounds.
 STORM = """
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -76,8 +76,8 @@ int main(int argc, char **argv)
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("storm")
     (folder / "storm.c").write_text(STORM)
-    subprocess.run(["gcc", "-O1", "-w", "-pthread", "-o", folder / "storm", folder / "storm.c"], check=True)
-    return folder / "storm"
+    subprocess.run(["gcc", "-O1", "-w", "-pthread", "-o", folder / "thread_storm", folder / "storm.c"], check=True)
+    return folder / "thread_storm"
 
 
 class Target:
@@ -89,7 +89,8 @@ class Target:
     def wait(self, byte: bytes) -> None:
         """Until it says so."""
         assert self.process.stdout
-        assert self.process.stdout.read(1) == byte
+        said = self.process.stdout.read(1)
+        assert said == byte, f"the program ended with {self.process.wait()}"
 
     def go(self) -> None:
         """Let it go on."""
@@ -123,9 +124,7 @@ def last_look(trace: Path) -> int:
     return max((row["time"] for row in tables.get("sections", []) if row["nr"] == 65535), default=0)
 
 
-def test_the_first_look_at_a_storm_of_threads_is_exact(
-    program: Path, targets: list[Target], tmp_path: Path
-) -> None:
+def test_the_first_look_at_a_storm_of_threads_is_exact(program: Path, targets: list[Target], tmp_path: Path) -> None:
     """What was seen first and each change since then lead to what the process is in the end."""
     target = Target(program)
     targets.append(target)
