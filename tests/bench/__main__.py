@@ -68,9 +68,7 @@ def show_offline(path: Path, what: str) -> dict[str, Any]:
         line(f"{what}: ingest + timeline", f"failed: {got}")
         return {"error": got}
     rate, memory = got.operations / got.seconds, got.peak_bytes / max(got.operations, 1)
-    line(
-        f"{what}: ingest + timeline ({got.operations:,} operations)", f"{rate:,.0f} ops/s", ">= 300,000 ops/s"
-    )
+    line(f"{what}: ingest + timeline ({got.operations:,} operations)", f"{rate:,.0f} ops/s", ">= 300,000 ops/s")
     line(f"{what}: memory of it, an operation", f"{memory:,.0f} bytes", "< 500 bytes")
     return {"per_second": rate, "bytes": memory}
 

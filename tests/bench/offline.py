@@ -11,20 +11,16 @@ from pathlib import Path
 # In a process of its own: peak memory must be that of reading this trace alone.
 _SCRIPT = """
 import json, resource, sys, time
-import vmatrace
-import pyarrow, numpy, pandas
+import numpy, pyarrow
+from vmatrace.ingest import Trace
+from vmatrace.timeline import timelines
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 begun = time.perf_counter()
-trace = vmatrace.open(sys.argv[1])
-timeline = trace.timeline(int(sys.argv[2]) if len(sys.argv) > 2 else None)
-timeline.at("end")
-middle = time.perf_counter()
-listed = trace.operations()
-count = len(listed) if hasattr(listed, "__len__") else sum(1 for _ in listed)
-ended = time.perf_counter()
+trace = Trace(sys.argv[1])
+timelines(trace)[-1].at_end()
+seconds = time.perf_counter() - begun
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"count": count, "seconds": middle - begun, "listing": ended - middle,
-                  "bytes": (peak - base) * 1024}))
+print(json.dumps({"count": len(trace.operations), "seconds": seconds, "bytes": (peak - base) * 1024}))
 """
 
 

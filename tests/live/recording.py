@@ -70,6 +70,7 @@ def assert_conforms(answer: dict[str, Any]) -> None:
     assert answer["failed"] == 0, json.dumps(answer["divergences"][:5], indent=1)
     assert answer["trace"]["complete"] is True
     assert answer["lost_records"] == 0
+    assert answer["passed"] > 0
     # What changed nothing may stay open: calls that failed for a reason that nobody captured.
     assert answer["changing_open"] <= OPEN_SHARE * answer["changing"], answer["undecided_reasons"]
 
