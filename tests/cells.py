@@ -20,9 +20,7 @@ def words_of(*records: Sequence[Cell]) -> Words:
     return np.array(cells, dtype=np.uint64).reshape(-1, 8).T.copy()
 
 
-def head(
-    kind: str, cells: int, *, seq: int = 0, space: int = 1, cpu: int = 0, cpu_seq: int = 1, **more: int
-) -> Cell:
+def head(kind: str, cells: int, *, seq: int = 0, space: int = 1, cpu: int = 0, cpu_seq: int = 1, **more: int) -> Cell:
     """A head cell of a record of so many cells in all; ``flags`` and ``part`` as a section has them."""
     length = cells * CELL_BYTES - 8
     word1 = KINDS[kind] | more.get("flags", 0) << 8 | more.get("op_class", 0) << 16

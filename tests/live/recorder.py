@@ -98,9 +98,7 @@ class Recorder:
 def assert_programs_gone(programs: set[int]) -> None:
     """None of these BPF programs is loaded any more (the kernel lets them go a moment later)."""
     assert programs
-    wait_until(
-        lambda: not any(program_is_loaded(number) for number in programs), f"programs stay: {programs}"
-    )
+    wait_until(lambda: not any(program_is_loaded(number) for number in programs), f"programs stay: {programs}")
 
 
 def program_is_loaded(number: int) -> bool:

@@ -37,9 +37,7 @@ def test_the_command_notices_nothing(tmp_path: Path) -> None:
     """Its streams, its user, its place and its status are its own; the recorder speaks on stderr alone."""
     nobody = pwd.getpwnam("nobody")
     script = 'cat; echo "$(id -u):$(id -g):$HOME:$PWD"; test -t 0; echo $? >&2; exit 37'
-    with Recorder(
-        tmp_path, "-q", "-u", "nobody", "--", "sh", "-c", script, stdin=subprocess.PIPE, cwd="/"
-    ) as recorder:
+    with Recorder(tmp_path, "-q", "-u", "nobody", "--", "sh", "-c", script, stdin=subprocess.PIPE, cwd="/") as recorder:
         recorder.output = recorder.process.communicate(b"in\0put\n", timeout=100)[0]
         assert recorder.process.returncode == 37
     due = f"in\0put\n{nobody.pw_uid}:{nobody.pw_gid}:{nobody.pw_dir}:/\n"
@@ -103,11 +101,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorder]:
         status = recorder.end()
         said = recorder.said()
     daemons = [
-        int(word)
-        for line in said.splitlines()
-        if line.startswith("alive")
-        for word in line.split()
-        if word.isdigit()
+        int(word) for line in said.splitlines() if line.startswith("alive") for word in line.split() if word.isdigit()
     ]
     try:
         assert status == 11, said
@@ -131,9 +125,7 @@ def test_every_descendant_is_followed_and_counted(family: Recorder) -> None:
     for status in (11, 21, 22, 23, 24):
         assert ends[status] >= 1, status
     forks = [
-        task
-        for task in tables["tasks"]
-        if task["kind"] == KINDS["FORK"] and task["space"] != task["parent_space"]
+        task for task in tables["tasks"] if task["kind"] == KINDS["FORK"] and task["space"] != task["parent_space"]
     ]
     assert len(forks) >= 1000
     execs = {row["pid"] for row in tables["sections"] if row["kind"] == KINDS["EXEC"]}
@@ -192,8 +184,7 @@ def test_several_processes_one_of_them_with_thousands_of_maps(tmp_path: Path) ->
     (tmp_path / "many.c").write_text(MANY)
     subprocess.run(["gcc", "-O1", "-w", "-o", tmp_path / "many", tmp_path / "many.c"], check=True)
     targets = [
-        subprocess.Popen([tmp_path / "many", count], stdin=-1, stdout=-1, bufsize=0)
-        for count in ("6000", "400")
+        subprocess.Popen([tmp_path / "many", count], stdin=-1, stdout=-1, bufsize=0) for count in ("6000", "400")
     ]
     for target in targets:
         assert target.stdout

@@ -106,10 +106,7 @@ def test_no_pointer_reaches_the_tables() -> None:
         file(b"x\0/\0", pointer=secret),
     )
     pointers = [
-        (name, field.name)
-        for name, fields in TABLES.items()
-        for field in fields
-        if field.pointer and name in tables
+        (name, field.name) for name, fields in TABLES.items() for field in fields if field.pointer and name in tables
     ]
     assert pointers == [("files", "file")]
     values = [tables["files"]["file"]]
@@ -304,9 +301,7 @@ def test_text_of_a_path_hides_no_row_behind_it() -> None:
     """A cell of the text that looks like the head of one more file record."""
     forged = np.array(cells.head("FILE", 18), dtype=np.uint64).tobytes()
     path = b"\0" * 56 + forged * 15
-    tables = decode(
-        Decoder(Clear()), section(), file(path), section(*[row(AFTER, n, n + 1) for n in range(9)])
-    )
+    tables = decode(Decoder(Clear()), section(), file(path), section(*[row(AFTER, n, n + 1) for n in range(9)]))
     assert [len(rows) for rows in nested(tables["sections"], "after")] == [0, 9]
 
 

@@ -14,9 +14,7 @@ from vmatrace.schema import KINDS
 WORDS = 24
 
 
-def rows_of(
-    pid: int, mm: int, count: int = 3, *, seq: int = 4, space: int = 1, tid: int = 0, **more: int
-) -> Words:
+def rows_of(pid: int, mm: int, count: int = 3, *, seq: int = 4, space: int = 1, tid: int = 0, **more: int) -> Words:
     """What the iterator writes for a process of ``count`` VMAs; ``more``: word number -> value."""
     rows = np.zeros((count, WORDS), dtype=np.uint64)
     rows[:, 0] = pid << 32 | (tid or pid)
@@ -31,9 +29,7 @@ def rows_of(
 
 
 def test_one_view_for_each_address_space() -> None:
-    rows = np.concatenate(
-        [rows_of(10, 0xA), rows_of(11, 0xB, 5, space=2, seq=9), rows_of(12, 0xC, 1, space=3)]
-    )
+    rows = np.concatenate([rows_of(10, 0xA), rows_of(11, 0xB, 5, space=2, seq=9), rows_of(12, 0xC, 1, space=3)])
     views = split_views(rows)
     assert [(v.pid, v.mm, v.space, v.seq, len(v.rows)) for v in views] == [
         (10, 0xA, 1, 4, 3),

@@ -51,9 +51,7 @@ def test_random_text_is_no_head() -> None:
     records = []
     for _ in range(200):
         kind = chance.randrange(3)
-        records.append(
-            [call(), section(row(BEFORE, 0, 1)), file(chance.randbytes(chance.randrange(1024)))][kind]
-        )
+        records.append([call(), section(row(BEFORE, 0, 1)), file(chance.randbytes(chance.randrange(1024)))][kind])
     assert find_heads(words_of(*records)).tolist() == starts(*records)
 
 
@@ -171,11 +169,7 @@ def test_a_storm_of_records_arrives_complete_and_in_order(ring: Ring) -> None:
         while sent < 3000 and int(ring.words[PAGE // 8]) - ring.consumed < SIZE - 20 * CELL_BYTES:
             many = chance.randrange(4)
             body = [row(BEFORE, sent, sent + 1)] * many
-            ring.put(
-                [call(cpu_seq=sent), section(*body, cpu_seq=sent), file(b"\0\2" * 300, cpu_seq=sent)][
-                    many % 3
-                ]
-            )
+            ring.put([call(cpu_seq=sent), section(*body, cpu_seq=sent), file(b"\0\2" * 300, cpu_seq=sent)][many % 3])
             sent += 1
         reader.fill()
         words, heads = reader.take()

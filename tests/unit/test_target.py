@@ -34,9 +34,7 @@ def _nothing_left() -> Iterator[None]:
     """No descriptor and no child may outlive a test (but for a target's pidfd, which dies with us)."""
     before = set(os.listdir("/proc/self/fd"))
     yield
-    left = [
-        os.readlink(f"/proc/self/fd/{fd}") for fd in set(os.listdir("/proc/self/fd")) - before if _is_open(fd)
-    ]
+    left = [os.readlink(f"/proc/self/fd/{fd}") for fd in set(os.listdir("/proc/self/fd")) - before if _is_open(fd)]
     assert [name for name in left if "pidfd" not in name] == []
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
@@ -51,9 +49,7 @@ def test_the_status_is_the_commands_own(code: int) -> None:
     assert run("sh", "-c", f"exit {code}") == code
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE]
-)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE])
 def test_a_death_by_signal_is_128_and_its_number(number: signal.Signals) -> None:
     assert run("sh", "-c", f"kill -{int(number)} $$") == 128 + number
 
@@ -132,9 +128,7 @@ def test_a_command_that_vanishes_before_it_starts_is_127(tmp_path: Path) -> None
 
 def test_signals_and_descriptors_are_as_without_us(tmp_path: Path) -> None:
     """Python ignores SIGPIPE and SIGXFSZ for itself; a command must inherit neither that nor our files."""
-    script = (
-        "{ ls /proc/self/fd; grep -E 'Sig(Ign|Blk|Cgt)' /proc/self/status; umask; pwd; ps -o pgid= $$; } > "
-    )
+    script = "{ ls /proc/self/fd; grep -E 'Sig(Ign|Blk|Cgt)' /proc/self/status; umask; pwd; ps -o pgid= $$; } > "
     assert run("sh", "-c", script + str(tmp_path / "ours")) == 0
     subprocess.run(["sh", "-c", script + str(tmp_path / "due")], close_fds=False, check=True)
     assert (tmp_path / "ours").read_text() == (tmp_path / "due").read_text()
