@@ -74,7 +74,7 @@ class Recorder:
     def wait_for(self, text: str) -> None:
         """Until it has said ``text``."""
         wait_until(lambda: text in self.said() or self.process.poll() is not None, f"never said {text!r}")
-        assert text in self.said()
+        assert text in self.said(), f"ended with {self.process.poll()}: {self.said()}"
 
     def tell(self, number: signal.Signals) -> None:
         """Send it a signal."""

@@ -205,7 +205,7 @@ def test_a_full_disk(reserve: bool, storm: Path, tmp_path: Path) -> None:
     assert "disk is nearly full" in done.stderr if reserve else "No space left" in done.stderr
     file, tables = read_trace(Path(f"{disk}.saved"))
     assert file.complete is reserve
-    assert len(tables["calls"]) > 1000
+    assert len(tables["calls"]) > (1000 if reserve else 0), "each batch that fitted whole"
     assert os.path.getsize(f"{disk}.saved") < 1 << 20
     if reserve:
         assert file.end["reason"] == "the disk is nearly full"
