@@ -284,6 +284,7 @@ class SpaceState:
         if self.credits <= 0 and not self.lossy:
             return f"{_at(seen)}: an anon_vma that no fault explains"
         self.credits -= 1
+        self.history.append(([], [((), (seen,))]))
         donors = [(v, old) for v, old in gains.neighbours(self.space) if _may_share(v, seen, self.kernel.shift)]
         if any(donor.anon_vma == seen.anon_vma for donor, _ in donors) or self._changed_beside(seen):
             return ""
@@ -305,6 +306,8 @@ class SpaceState:
         if any(_concerns(vma, seen) for old, new in self.space.journal for vma in (*old, *new)):
             return True
         for walks, changes in reversed(self.history):
+            if any(new == (seen,) for _, new in changes):
+                continue  # this very gain
             if any(lo <= seen.start < hi for lo, hi in walks):
                 return False
             if any(_concerns(vma, seen) for old, new in changes for vma in (*old, *new)):
