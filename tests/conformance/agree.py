@@ -20,7 +20,10 @@ from tests.conformance.mixes import Mix, schedule
 from tests.conformance.tally import Tally, tally
 from tests.workloads.build import build
 from vmatrace.fingerprint import live_profile
+from vmatrace.ingest import Trace
 from vmatrace.kernel import RuleSet
+from vmatrace.replay import run
+from vmatrace.replay.reproducer import first_reproducer
 from vmatrace.simulator import RULES
 
 VMATRACE = Path(sys.executable).with_name("vmatrace")
@@ -77,8 +80,17 @@ def _take(everything: Tally, item: tuple[Future[Tally], Path, str], keep: Path |
     if found.failed and keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
         path.replace(keep / path.name)
+        _shrink(keep / path.name)
     else:
         path.unlink()
+
+
+def _shrink(path: Path) -> None:
+    """Leave of the first divergence a program of its neighbourhood and one call, beside the trace."""
+    trace = Trace(path)
+    program = first_reproducer(trace, run(trace))
+    if program:
+        path.with_suffix(".c").write_text(program, encoding="utf-8")
 
 
 def outcome_table(found: Tally) -> list[str]:
@@ -135,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.output:
         options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
     if found.failed:
-        print(f"hint: python -m tests.conformance.shrink {options.keep}/*.vmat", file=sys.stderr)
+        print(f"hint: traces and reproducers are in {options.keep}", file=sys.stderr)
     return 1 if found.failed else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -153,6 +154,8 @@ class Files:
         self.first: dict[int, FileInfo] = {}
         #: Bytes of each System V segment, by its id, from the attaches seen.
         self.segments: dict[int, int] = {}
+        #: The same by the file that stands behind an attach.
+        self.attached: dict[Hashable, int] = {}
         self.drivers: dict[tuple[object, ...], Learnt | None] = {}
 
     def given(self, identity: int, access: int, fd_given: bool) -> FileGiven | Unlearnt | str:

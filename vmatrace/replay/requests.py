@@ -21,7 +21,7 @@ from vmatrace.rules.constants import (
     SHM_RDONLY,
 )
 from vmatrace.rules.madvise import NO_VMA_ADVICE
-from vmatrace.rules.model import FileGiven, Operation, Policy
+from vmatrace.rules.model import NO_LIMIT, FileGiven, Operation, Policy
 from vmatrace.syscalls import COMPAT
 from vmatrace.vma import ACCESS, PKEY_MASK, PKEY_SHIFT, SHARED, Vma
 
@@ -242,8 +242,19 @@ def _shmat(args: dict[str, int], asked: Asked) -> Request:
     if vma is None or not isinstance(vma.file, int):
         return _nothing_there(asked)
     asked.files.segments[args["shmid"]] = vma.end - vma.start
+    asked.files.attached[vma.file] = vma.end - vma.start
     file = FileGiven(vma.file, writable=not args["shmflg"] & SHM_RDONLY)
     return Operation("shmat", args, {"picked": asked.result, "size": vma.end - vma.start, "file": file})
+
+
+def _shmdt(args: dict[str, int], asked: Asked) -> Request:
+    """The segment's size, which bounds what is detached, is that of its first attach."""
+    address = args["shmaddr"]
+    for vma in asked.seen.before_in(address, NO_LIMIT):
+        if vma.kind == "sysv" and (vma.start - address) // asked.page == vma.pgoff:
+            size = asked.files.attached.get(vma.file)
+            return Operation("shmdt", args, {} if size is None else {"size": size})
+    return Operation("shmdt", args)
 
 
 def _io_setup(args: dict[str, int], asked: Asked) -> Request:
@@ -366,6 +377,7 @@ _MAKERS: Final[dict[str, Callable[[dict[str, int], Asked], Request]]] = {
     "prctl": _prctl,
     "ioctl": _ioctl,
     "shmat": _shmat,
+    "shmdt": _shmdt,
     "io_setup": _io_setup,
     "map_shadow_stack": _map_shadow_stack,
     "ipc": _ipc,

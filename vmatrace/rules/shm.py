@@ -93,10 +93,12 @@ def shmdt(kernel: Kernel, operation: Operation) -> int:
     if vma is None:
         kernel.fail("EINVAL")
     file, size = vma.file, operation.inputs.get("size")
-    while vma is not None and (size is None or vma.end - addr <= kernel.align_up(size)):
+    # The first fragment goes whatever its length; the others only within the segment's size.
+    first = True
+    while vma is not None and (first or size is None or vma.end - addr <= kernel.align_up(size)):
         if is_fragment(kernel, vma, addr) and vma.file == file:
             unmap_range(kernel, vma.start, vma.end - vma.start)
-        vma = kernel.space.find(vma.end)
+        vma, first = kernel.space.find(vma.end), False
     return 0
 
 
