@@ -89,21 +89,7 @@ def snapshot_tables(views: list[SpaceView], indices: list[int], cloak: Cloak, *,
         "def_flags": first[:, 20],
         "mm_flags": first[:, 21],
         "start_brk": first[:, 22],
-        "after": (
-            offsets,
-            {
-                "start": rows[:, 5],
-                "end": rows[:, 6],
-                "flags": rows[:, 7],
-                "pgoff": rows[:, 8],
-                "bits": rows[:, 4],
-                "object": cloak(rows[:, 9].copy()),
-                "anon_vma": cloak(rows[:, 10].copy()),
-                "file": cloak(rows[:, 11].copy()),
-                "uffd": cloak(rows[:, 12].copy()),
-                "policy": rows[:, 13],
-            },
-        ),
+        "after": (offsets, _rows(rows, cloak)),
         "after_cover": (
             np.arange(many + 1, dtype=np.int32),
             {
@@ -124,6 +110,21 @@ def snapshot_tables(views: list[SpaceView], indices: list[int], cloak: Cloak, *,
             "def_flags": first[:, 20],
         }
     return tables
+
+
+def _rows(rows: Words, cloak: Cloak) -> Columns:
+    return {
+        "start": rows[:, 5],
+        "end": rows[:, 6],
+        "flags": rows[:, 7],
+        "pgoff": rows[:, 8],
+        "bits": rows[:, 4],
+        "object": cloak(rows[:, 9].copy()),
+        "anon_vma": cloak(rows[:, 10].copy()),
+        "file": cloak(rows[:, 11].copy()),
+        "uffd": cloak(rows[:, 12].copy()),
+        "policy": rows[:, 13],
+    }
 
 
 def _who(views: list[SpaceView], indices: list[int], first: npt.NDArray[Any]) -> Columns:
