@@ -14,26 +14,11 @@ from typing import Any
 import pytest
 
 from tests.live.recording import assert_conforms, assert_layout, operations, record
-from tests.workloads.build import build
+from tests.workloads.build import COUNTED, build
 
 EFFECTS = ("merge", "split", "unmap", "new", "copy")
 # The heap of `threads` is part of its start; all others start alike.
 OWN_BASELINE = ("threads",)
-COUNTED = (
-    "splits",
-    "merges",
-    "fork_counts",
-    "mremap_counts",
-    "lock_advise",
-    "brk_growth",
-    "stack_growth",
-    "vfork_exec",
-    "threads",
-    "clone_vm",
-    "exec_chain",
-    "mprotect_gap",
-    "multi_process",
-)
 
 
 @pytest.fixture(scope="module")

@@ -8,23 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workloads.build import build
-
-COUNTED = (
-    "splits",
-    "merges",
-    "fork_counts",
-    "mremap_counts",
-    "lock_advise",
-    "brk_growth",
-    "stack_growth",
-    "vfork_exec",
-    "threads",
-    "clone_vm",
-    "exec_chain",
-    "mprotect_gap",
-    "multi_process",
-)
+from tests.workloads.build import COUNTED, build
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,23 @@ SPECIAL = {
 }
 OPTIONAL = frozenset({"compat32"})
 
+# The programs that know their own counts (--expect).
+COUNTED = (
+    "splits",
+    "merges",
+    "fork_counts",
+    "mremap_counts",
+    "lock_advise",
+    "brk_growth",
+    "stack_growth",
+    "vfork_exec",
+    "threads",
+    "clone_vm",
+    "exec_chain",
+    "mprotect_gap",
+    "multi_process",
+)
+
 
 def default_directory() -> Path:
     """The build directory of this checkout: by user and path, so that two checkouts never share one."""
