@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import mmap
+import os
 from typing import NamedTuple
 
 PAGE = mmap.PAGESIZE
@@ -22,6 +23,7 @@ for _name, _result, _arguments in (
     ("shmget", _INT, (_INT, _SIZE, _INT)),
     ("shmat", _ADDRESS, (_INT, _ADDRESS, _INT)),
     ("prctl", _INT, (_INT, _LONG, _LONG, _LONG, _LONG)),
+    ("ioctl", _INT, (_INT, _LONG, _ADDRESS)),
 ):
     _function = getattr(LIBC, _name)
     _function.restype, _function.argtypes = _result, _arguments
@@ -32,11 +34,19 @@ SHARED, PRIVATE, DROPPABLE, FIXED, ANON = 0x01, 0x02, 0x08, 0x10, 0x20
 LOCKED, STACK = 0x2000, 0x20000
 MAYMOVE, MREMAP_FIXED, DONTUNMAP = 1, 2, 4
 MCL_FUTURE = 2
-DONTDUMP, DODUMP, GUARD_INSTALL = 16, 17, 102
+DONTFORK, DONTDUMP, DODUMP, GUARD_INSTALL = 10, 16, 17, 102
 PR_SET_MEMORY_MERGE, PR_SET_VMA = 67, 0x53564D41
 # These numbers are the same on every architecture that numbers its calls in the common table.
 SYS_MEMFD_SECRET, SYS_MSEAL = 447, 462
+# userfaultfd is older: x86 has a number of its own for it.
+SYS_USERFAULTFD = 323 if os.uname().machine == "x86_64" else 282
+UFFD_API, UFFD_USER_MODE_ONLY = 0xAA, 1
+UFFD_MISSING, UFFD_MINOR = 1, 4
+UFFDIO_API, UFFDIO_REGISTER = 0xC018AA3F, 0xC020AA00
 ROOM = 64
+
+
+Answer = tuple["bool | None", str]
 
 
 class Unable(Exception):

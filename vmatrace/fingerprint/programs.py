@@ -8,23 +8,21 @@ or null (could not be told).
 from __future__ import annotations
 
 import ctypes
-import errno
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 
+from vmatrace.fingerprint import special
 from vmatrace.fingerprint.arena import (
     ANON,
     DODUMP,
     DONTDUMP,
     DONTUNMAP,
-    DROPPABLE,
     GUARD_INSTALL,
     LIBC,
     LOCKED,
     MAYMOVE,
-    MCL_FUTURE,
     MREMAP_FIXED,
     PAGE,
     PR_SET_MEMORY_MERGE,
@@ -34,14 +32,12 @@ from vmatrace.fingerprint.arena import (
     ROOM,
     SHARED,
     STACK,
-    SYS_MEMFD_SECRET,
-    SYS_MSEAL,
+    Answer,
     Arena,
     Unable,
     checked,
 )
 
-Answer = tuple["bool | None", str]
 Program = Callable[[Arena], Answer]
 
 
@@ -97,53 +93,6 @@ def _map_stack_nohuge(arena: Arena) -> Answer:
     arena.map(0, 2, STACK)
     found = "nh" in arena.areas()[0].flags
     return found, f"MAP_STACK: nh {'set' if found else 'not set'}"
-
-
-def _mseal(arena: Arena) -> Answer:
-    arena.map(0, 1)
-    if _seal(arena, 0, 1) == 0:
-        return True, "mseal works"
-    number = ctypes.get_errno()
-    return (False if number == errno.ENOSYS else None), f"mseal: {errno.errorcode.get(number, number)}"
-
-
-def _seal(arena: Arena, page: int, count: int) -> int:
-    args = (ctypes.c_long(SYS_MSEAL), ctypes.c_void_p(arena.at(page)), ctypes.c_size_t(count * PAGE))
-    return int(LIBC.syscall(*args, ctypes.c_long(0)))
-
-
-def _mseal_per_vma(arena: Arena) -> Answer:
-    arena.map(0, 2)
-    if _seal(arena, 1, 1) != 0:
-        return False, "no mseal"
-    LIBC.mprotect(arena.at(0), 2 * PAGE, READ)
-    changed = "wr" not in arena.areas(0, 1)[0].flags
-    return (
-        changed,
-        f"mprotect up to a sealed page: what lies before it {'changed' if changed else 'did not change'}",
-    )
-
-
-def _droppable(arena: Arena) -> Answer:
-    if not _map_droppable(arena):
-        return False, "MAP_DROPPABLE is refused"
-    return True, "MAP_DROPPABLE works"
-
-
-def _map_droppable(arena: Arena) -> bool:
-    try:
-        arena.map(0, 2, DROPPABLE)
-    except Unable:
-        return False
-    return "dp" in arena.areas()[0].flags
-
-
-def _droppable_unlockable(arena: Arena) -> Answer:
-    checked(LIBC.mlockall(MCL_FUTURE), "mlockall")
-    if not _map_droppable(arena):
-        raise Unable("MAP_DROPPABLE is refused")
-    locked = "lo" in arena.areas()[0].flags
-    return not locked, f"MAP_DROPPABLE after mlockall(MCL_FUTURE): lo {'set' if locked else 'not set'}"
 
 
 def _guard_regions(arena: Arena) -> Answer:
@@ -270,15 +219,6 @@ def _anon_pgoff(arena: Arena) -> Answer:
     return (sizes != [4] if _anon_merge_fix(_fresh(arena))[0] else False), text
 
 
-def _secretmem_unlocked(arena: Arena) -> Answer:
-    fd = int(LIBC.syscall(ctypes.c_long(SYS_MEMFD_SECRET), ctypes.c_long(0)))
-    checked(fd, "memfd_secret")
-    os.ftruncate(fd, 2 * PAGE)
-    arena.map(0, 2, SHARED, fd)
-    locked = "lo" in arena.areas()[0].flags
-    return not locked, f"memfd_secret mapping: lo {'set' if locked else 'not set'}"
-
-
 def _mremap_count_7_1(_arena: Arena) -> Answer:
     """Fills the address space to vm.max_map_count, then shrinks one VMA by mremap."""
     with open("/proc/sys/vm/max_map_count", encoding="ascii") as limit_file:
@@ -357,11 +297,14 @@ PROGRAMS: dict[str, Program] = {
     "close_only_deleted": _close_only_deleted,
     "ksm_opt_in": _ksm_opt_in,
     "early_ksm_flag": _early_ksm_flag,
-    "mseal": _mseal,
-    "mseal_per_vma": _mseal_per_vma,
-    "droppable": _droppable,
-    "droppable_unlockable": _droppable_unlockable,
-    "secretmem_unlocked": _secretmem_unlocked,
+    "mseal": special.mseal,
+    "mseal_per_vma": special.mseal_per_vma,
+    "seal_discard_by_ops": special.seal_discard_by_ops,
+    "droppable": special.droppable,
+    "droppable_unlockable": special.droppable_unlockable,
+    "secretmem_unlocked": special.secretmem_unlocked,
+    "uffd_not_droppable": special.uffd_not_droppable,
+    "uffd_modes_kept": special.uffd_modes_kept,
     "anon_pgoff": _anon_pgoff,
     "mremap_count_7_1": _mremap_count_7_1,
     "config_soft_dirty": _config_soft_dirty,
