@@ -81,12 +81,27 @@ def test_a_rule_switched_off_is_noticed(tmp_path: Path, capsys: pytest.CaptureFi
     assert "flags_equal" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("rules", ["6.99", "6.18.44", "6.18+copied_fro"])
-def test_unknown_rule_sets_are_refused(
-    tmp_path: Path, rules: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command", ["simulate", "rules"])
+@pytest.mark.parametrize(
+    ("rules", "near"),
+    [("6.99", "6.19"), ("6.18.44", "6.18"), ("6.18+copied_fro", "copied_from"), ("autoo", "auto"), ("auto-vgm", "vmg")],
+)
+def test_unknown_rule_sets_are_refused_with_the_nearest_name(
+    tmp_path: Path, command: str, rules: str, near: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["simulate", write(tmp_path, line()), "--rules", rules]) == 2
-    assert "hint:" in capsys.readouterr().err
+    scenarios = [write(tmp_path, line())] if command == "simulate" else []
+    assert main([command, *scenarios, "--rules", rules]) == 2
+    assert near in capsys.readouterr().err.partition("hint:")[2]
+
+
+def test_auto_is_this_kernels_rule_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", write(tmp_path, line()), "--rules", "auto"]) == 0
+    assert "rules auto (measured)" in capsys.readouterr().err
+    listed = {}
+    for rules in ("auto", "auto-vmg"):
+        assert main(["rules", "--rules", rules, "--format", "json"]) == 0
+        listed[rules] = {rule["id"] for rule in json.loads(capsys.readouterr().out)["rules"]}
+    assert "close_next_refuses" in listed["auto-vmg"] - listed["auto"]
 
 
 def test_an_empty_or_missing_file_is_refused(tmp_path: Path) -> None:

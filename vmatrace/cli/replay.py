@@ -9,6 +9,7 @@ import typer
 
 from vmatrace.cli import common
 from vmatrace.cli.common import Format, FormatOption
+from vmatrace.cli.ruleset import WithoutOption
 from vmatrace.errors import EXIT_BAD_TRACE, EXIT_FAILED, EXIT_OK, UsageError
 from vmatrace.ingest import Trace
 from vmatrace.replay import ReplayResult, run
@@ -19,23 +20,16 @@ RulesOption = Annotated[
     str,
     typer.Option("--rules", help="Rule set: auto (as in the trace) or a release, +feature, -feature."),
 ]
-WithoutOption = Annotated[
-    list[str] | None, typer.Option("--without", help="Switch a rule off (may be repeated).")
-]
 
 
 def command(
-    traces: Annotated[
-        list[Path], typer.Argument(help="Files that `vmatrace record` wrote.", metavar="TRACE...")
-    ],
+    traces: Annotated[list[Path], typer.Argument(help="Files that `vmatrace record` wrote.", metavar="TRACE...")],
     rules: RulesOption = "auto",
     without: WithoutOption = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 for UNDECIDED operations too.")] = False,
     reproducer: Annotated[
         Path | None,
-        typer.Option(
-            "--reproducer", help="Write a C program that repeats the first divergence.", metavar="FILE.c"
-        ),
+        typer.Option("--reproducer", help="Write a C program that repeats the first divergence.", metavar="FILE.c"),
     ] = None,
     format: FormatOption = Format.table,
 ) -> int:

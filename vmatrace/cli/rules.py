@@ -8,8 +8,9 @@ import typer
 
 from vmatrace.cli import common
 from vmatrace.cli.common import Format, FormatOption
+from vmatrace.cli.ruleset import chosen_rules
 from vmatrace.errors import EXIT_OK
-from vmatrace.kernel import RuleSet, rule_set
+from vmatrace.kernel import RuleSet
 from vmatrace.simulator import RULES, Rule, check_rule_ids
 
 _COLUMNS = (
@@ -26,21 +27,18 @@ _COLUMNS = (
 
 
 def command(
-    id: Annotated[
-        str | None, typer.Argument(help="One rule, or a function of the kernel; all without it.")
-    ] = None,
+    id: Annotated[str | None, typer.Argument(help="One rule, or a function of the kernel; all without it.")] = None,
     rules: Annotated[
-        str | None, typer.Option("--rules", help="Only the rules in force under this rule set.")
+        str | None,
+        typer.Option("--rules", help="Only the rules in force under this rule set (auto: on this kernel)."),
     ] = None,
     format: FormatOption = Format.table,
 ) -> int:
     """List the rules that the simulator knows, each with the kernel function it states."""
-    chosen = None if rules is None else rule_set(rules)
+    chosen = None if rules is None else chosen_rules(rules)
     found = list(RULES.values())
     if id is not None:
-        found = [rule for rule in found if rule.id == id] or [
-            rule for rule in found if id in _functions(rule)
-        ]
+        found = [rule for rule in found if rule.id == id] or [rule for rule in found if id in _functions(rule)]
         if not found:
             check_rule_ids([id])
     if chosen is not None:

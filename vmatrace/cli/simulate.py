@@ -9,6 +9,7 @@ import typer
 
 from vmatrace.cli import common
 from vmatrace.cli.common import Format, FormatOption
+from vmatrace.cli.ruleset import WithoutOption, chosen_rules
 from vmatrace.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, UsageError
 from vmatrace.kernel import rule_set
 from vmatrace.rules.drawing import draw
@@ -17,10 +18,10 @@ from vmatrace.simulator import check_rule_ids
 
 RulesOption = Annotated[
     str | None,
-    typer.Option("--rules", help="Rule set: a release (6.18), +feature, -feature; else the scenario's own."),
-]
-WithoutOption = Annotated[
-    list[str] | None, typer.Option("--without", help="Switch a rule off (may be repeated).")
+    typer.Option(
+        "--rules",
+        help="Rule set: a release (6.18) or auto (this kernel's), +feature, -feature; else the scenario's own.",
+    ),
 ]
 
 # What a scenario that names no rule set is run under.
@@ -31,13 +32,11 @@ def command(
     scenario: Annotated[Path, typer.Argument(help="Scenarios, one JSON object a line.")],
     rules: RulesOption = None,
     without: WithoutOption = None,
-    keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="Run the other lines after a bad one.")
-    ] = False,
+    keep_going: Annotated[bool, typer.Option("--keep-going", help="Run the other lines after a bad one.")] = False,
     format: FormatOption = Format.table,
 ) -> int:
     """Run each scenario through the rules and compare the outcome with what it expects."""
-    chosen = None if rules is None else rule_set(rules)
+    chosen = None if rules is None else chosen_rules(rules)
     disabled = frozenset(without or ())
     check_rule_ids(disabled)
     outcomes: list[tuple[Scenario, Outcome]] = []
@@ -54,9 +53,7 @@ def command(
             common.print_error(error.message, error.hint)
             bad += 1
     if not outcomes and not bad:
-        raise UsageError(
-            f"{scenario}: no scenario in it", "one JSON object a line; see `vmatrace simulate --help`"
-        )
+        raise UsageError(f"{scenario}: no scenario in it", "one JSON object a line; see `vmatrace simulate --help`")
     _print(outcomes, format)
     failed = sum(outcome.agrees is False for _, outcome in outcomes)
     which = f"rules {chosen.name} ({chosen.label})" if chosen else "the rules that each scenario names"

@@ -109,7 +109,7 @@ def rule_set(text: str, auto: RuleSet | None = None) -> RuleSet:
     head = re.split(r"[+-]", text, maxsplit=1)[0]
     base = auto if head == "auto" and auto is not None else NAMED.get(head)
     if base is None:
-        raise _unknown_name(head, auto is not None)
+        raise _unknown_name(head)
     values: dict[str, bool | None] = {}
     for sign, feature in _EDIT.findall(text[len(head) :]):
         values[feature] = sign == "+"
@@ -150,8 +150,8 @@ def _check_ids(values: Mapping[str, bool | None]) -> None:
             raise UsageError(f"rule set, feature {feature!r}: not a known feature", hint)
 
 
-def _unknown_name(head: str, has_auto: bool) -> UsageError:
-    names = ", ".join(NAMED) + (", auto" if has_auto else "")
+def _unknown_name(head: str) -> UsageError:
+    names = ", ".join(NAMED)
     if head == "auto":
         return UsageError("rule set 'auto': there is no trace to take features from", f"name one of {names}")
     parts = head.removeprefix("v").split(".")
@@ -161,8 +161,8 @@ def _unknown_name(head: str, has_auto: bool) -> UsageError:
             f"rule set {head!r}: stable kernels mix features, so only mainline releases have a name",
             f"say {series}, and add or remove features, as in {series}+copied_from",
         )
-    near = series if series in NAMED else _closest_by_number(series) or nearest(head, NAMED)
-    hint = f"the nearest is {near}; known: {names}" if near else f"known: {names}"
+    near = series if series in NAMED else _closest_by_number(series) or nearest(head, [*NAMED, "auto"])
+    hint = f"the nearest is {near}; known: {names}, auto" if near else f"known: {names}, auto"
     return UsageError(f"rule set {head!r}: not a known name", hint)
 
 
