@@ -119,7 +119,7 @@ def _guard_av_anon_only(arena: Arena) -> Answer:
     os.ftruncate(fd, 4 * PAGE)
     arena.map(0, 2, SHARED, fd)
     if LIBC.madvise(arena.at(0), PAGE, GUARD_INSTALL) != 0:
-        raise Unable("no guard regions in shared files")
+        return False, "no guard regions in shared files"
 
     def child() -> Answer:
         arena.map(2, 2, SHARED, fd, at=2)
