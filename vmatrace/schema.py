@@ -13,6 +13,7 @@ Nothing here reads or writes files.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,6 +42,7 @@ KINDS: Final = {
     "TASK_EXIT": 7,
     "FILE": 8,  # a file, when one of its mappings is first seen
     "ANON_VMA": 9,  # a VMA gains an anon_vma
+    "DECISION": 10,  # a probed function of the decisions layer returned
 }
 
 CELLS: Final = {  # the low byte of a tag; all odd
@@ -50,6 +52,10 @@ CELLS: Final = {  # the low byte of a tag; all odd
     "CELL_COVER": 7,  # closes a walked range
     "CELL_EVIDENCE": 9,  # one or two of: store, birth, death
     "CELL_ARGS": 11,  # six arguments
+    "CELL_PROPOSAL": 13,  # what a decision was asked: range, flags, file, anon_vma
+    "CELL_ASIDE": 15,  # the rest of it: uffd, policy, name
+    "CELL_NEIGHBOUR": 17,  # a VMA that it looked at
+    "CELL_DESCRIPTOR": 19,  # a vm_area_desc, before or after a file's hook
 }
 
 EVIDENCE: Final = {
@@ -95,6 +101,60 @@ FILE_BITS: Final = {
     "FILE_NOEXEC": 16,  # on a mount or file system without execution
     "FILE_OWN_AREA": 32,  # f_op->get_unmapped_area is set
     "FILE_SEALED": 64,  # a memfd sealed against writing, or against future writing
+}
+
+DECISIONS: Final = {
+    "MERGE_NEW": 1,  # vma_merge_new_range; before 6.12 vma_merge of a range that no VMA holds yet
+    "MERGE_EXISTING": 2,  # vma_modify: the merge step of a changed range, and the cuts where it was refused
+    "MERGE_EXTEND": 3,  # vma_merge_extend: growth in place
+    "MERGE_COPIED": 4,  # copy_vma: the copy of a move
+    "EXPAND": 5,  # vma_expand
+    "SHRINK": 6,  # vma_shrink
+    "SPLIT": 7,  # __split_vma
+    "MMAP_PREPARE": 8,  # a file's mmap_prepare hook
+    "COMPAT_MMAP": 9,  # mmap_prepare called for a file whose own hook is ->mmap
+    "MMAP": 10,  # __mmap_region: a new mapping, from its flags to the end
+    "UNMAP_GATHER": 11,  # vms_gather_munmap_vmas: what is to go is cut free
+    "UNMAP_COMPLETE": 12,  # vms_complete_munmap_vmas: and goes
+    "BRK": 13,  # do_brk_flags
+    "STACK_GROWTH": 14,  # expand_downwards
+    "EXEC_STACK": 15,  # create_init_stack_vma
+    "RELOCATE": 16,  # relocate_vma_down: exec moves its stack
+    "FORK_COPY": 17,  # dup_mmap
+    "ANON_PREPARE": 18,  # __anon_vma_prepare
+    "ANON_CLONE": 19,  # anon_vma_clone
+    "ANON_FORK": 20,  # anon_vma_fork
+    "HUGETLB_UNSHARE": 21,  # hugetlb_unshare_pmds or hugetlb_split
+    "VMA_ALLOC": 22,  # vm_area_alloc
+    "VMA_DUP": 23,  # vm_area_dup
+    "VMA_DETACH": 24,  # vma_mark_detached
+    "VMA_FREE": 25,  # vm_area_free
+}
+
+MERGE_STATES: Final = {
+    "STATE_NONE": 0,  # the function has no such state, or nothing was tried
+    "STATE_NOMEM": 1,
+    "STATE_REFUSED": 2,
+    "STATE_MERGED": 3,
+}
+
+ROLES: Final = {  # of a VMA that a decision looked at
+    "ROLE_PREV": 1,
+    "ROLE_MIDDLE": 2,
+    "ROLE_NEXT": 3,
+    "ROLE_COPIED_FROM": 4,
+    "ROLE_RESULT": 5,  # the VMA it returned, as it was then
+    "ROLE_SOURCE": 6,  # the VMA it was called for: cut, copied, grown, freed
+}
+
+PROPOSAL_BITS: Final = {
+    "PROPOSAL_JUST_EXPAND": 1,  # looks at the left neighbour only
+    "PROPOSAL_GIVE_UP_ON_OOM": 2,
+    "PROPOSAL_SKIP_UPROBE": 4,
+    "PROPOSAL_KEEP_SOURCE": 8,  # copy_vma: the source is not unmapped afterwards
+    "PROPOSAL_NEW_BELOW": 16,  # __split_vma: the new object is the lower part
+    "PROPOSAL_IN_SECTION": 32,  # inside a write section of the task
+    "PROPOSAL_UNREADABLE": 64,  # a VMA or a structure could not be read
 }
 
 COVER_FLAGS: Final = {
@@ -249,6 +309,48 @@ FILE_FIELDS: Final = (
     _f("hooks", "u8", INPUT, "FILE_BITS: hooks, how it was opened, seals"),
     _f("path", "text", INFORMATIONAL, "path as /proc/PID/maps shows it, unescaped; bytes that are no UTF-8 as \\xNN"),
 )
+NEIGHBOUR_FIELDS: Final = (
+    *(Field(f.name, f.type, INPUT, f.doc, f.pointer) for f in VMA_FIELDS),
+    _f("role", "u8", INPUT, "ROLES: which VMA it was to the decision"),
+)
+DESCRIPTOR_FIELDS: Final = (
+    _f("start", "u64", INPUT, "bytes"),
+    _f("end", "u64", INPUT, "bytes, exclusive"),
+    _f("pgoff", "u64", INPUT, "pages"),
+    _f("flags", "u64", INPUT, "vm_flags or vma_flags"),
+    _f("ops", "text", INPUT, "the vm_operations_struct by its symbol, empty: none"),
+    _f("private", "u64", INPUT, "private_data or 0", pointer=True),
+    _f("file", "u64", INPUT, "vm_file, what the VMA will hold", pointer=True),
+    _f("hook", "text", INFORMATIONAL, "the function called, by its symbol"),
+    _f("action", "u8", INPUT, "action.type: what the kernel is to do after the hook, 0: nothing"),
+)
+DECISION_FIELDS: Final = (
+    *_WHEN,
+    *_WHO,
+    _f("what", "u8", INPUT, "DECISIONS"),
+    _f("probe", "u8", INPUT, 'which of header["decisions"]["probes"] saw it'),
+    _f("op_class", "u8", INPUT, "OP_CLASSES of the system call in flight, by the write section it is in"),
+    _f("abi", "u8", INPUT, "0: native, 1: 32-bit"),
+    _f("nr", "u16", INPUT, "number of the system call in flight; 65535 in a fault"),
+    _f("entered", "u64", INFORMATIONAL, "when the function was called, ns; time: when it returned"),
+    _f("order", "u32", INPUT, "nth call of a probed function in that address space: a gap proves a loss"),
+    _f("result", "u64", PREDICTED, "the object returned; 0: none, NULL or an error", pointer=True),
+    _f("error", "i64", PREDICTED, "a negative errno, or the number that the function returned"),
+    _f("state", "u8", PREDICTED, "MERGE_STATES: vma_merge_struct.state at the end"),
+    _f("start", "u64", INPUT, "proposal at the call: first byte; SPLIT, STACK_GROWTH: the address"),
+    _f("end", "u64", INPUT, "proposal: end, exclusive; 0 where the function has none"),
+    _f("pgoff", "u64", INPUT, "proposal: pages"),
+    _f("flags", "u64", INPUT, "proposal: vm_flags"),
+    _f("file", "u64", INPUT, "proposal: the file or 0", pointer=True),
+    _f("anon_vma", "u64", INPUT, "proposal: the anon_vma or 0", pointer=True),
+    _f("uffd", "u64", INPUT, "proposal: userfaultfd context or 0", pointer=True),
+    _f("policy", "u64", INPUT, "proposal: NUMA policy by content, as in a VMA"),
+    _f("name", "text", INPUT, "proposal: anon_name, the first 39 bytes"),
+    _f("bits", "u32", INPUT, "PROPOSAL_BITS"),
+    _f("delta", "i64", INPUT, "MERGE_EXTEND, RELOCATE: bytes; UNMAP_COMPLETE: VMAs to go"),
+    _f("rows", "list<neighbour>", INPUT, "the VMAs it looked at, as at the call; ROLE_RESULT as at the end"),
+    _f("descs", "list<descriptor>", INPUT, "of mmap_prepare: the descriptor before and after the hook"),
+)
 LIMIT_FIELDS: Final = (
     *_WHEN,
     _f("pid", "u32", INPUT, "thread group, 0: the whole machine"),
@@ -261,7 +363,13 @@ LOSS_FIELDS: Final = (
     _f("lost", "u64", INPUT, "records that found no room since the last note"),
 )
 
-ROW_TABLES: Final = {"vma": VMA_FIELDS, "cover": COVER_FIELDS, "evidence": EVIDENCE_FIELDS}
+ROW_TABLES: Final = {
+    "vma": VMA_FIELDS,
+    "cover": COVER_FIELDS,
+    "evidence": EVIDENCE_FIELDS,
+    "neighbour": NEIGHBOUR_FIELDS,
+    "descriptor": DESCRIPTOR_FIELDS,
+}
 TABLES: Final = {
     "sections": SECTION_FIELDS,
     "calls": CALL_FIELDS,
@@ -270,24 +378,13 @@ TABLES: Final = {
     "files": FILE_FIELDS,
     "limits": LIMIT_FIELDS,
     "losses": LOSS_FIELDS,
+    "decisions": DECISION_FIELDS,
 }
 """Name -> fields. A trace's record batch holds one row; each table is one of its columns, a list of structs."""
+LAYER_TABLES: Final = {"decisions": "decisions"}
+"""Tables that only a trace with a layer has, and that layer."""
 
 
-def c_header() -> str:
-    """The constants of this module as C, for the BPF programs (bpf/ never repeats a number)."""
-    lines = ["/* Generated from vmatrace/schema.py. Do not edit. */"]
-    lines += [f"#define KIND_{name}\t{value}" for name, value in KINDS.items()]
-    for group in (CELLS, EVIDENCE, OP_CLASSES, ROW_BITS, FILE_BITS, COVER_FLAGS, MISC):
-        lines += [f"#define {name}\t{value}" for name, value in group.items()]
-    lines += [
-        "struct file_record {",
-        "\tu64 head[8];",
-        "\tu64 tag;",
-        "\tchar path[FILE_PATH];",
-        "\tu64 pad[7];",
-        "\tu64 used;	/* this and all below is not sent */",
-        "\tchar spill[256];	/* what the verifier thinks a name may run over */",
-        "};",
-    ]
-    return "\n".join(lines) + "\n"
+def tables_of(layers: Iterable[str]) -> dict[str, tuple[Field, ...]]:
+    """The tables of a trace with those layers."""
+    return {name: fields for name, fields in TABLES.items() if LAYER_TABLES.get(name) in (None, *layers)}

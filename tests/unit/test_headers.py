@@ -13,7 +13,7 @@ import pytest
 
 from vmatrace.capture import headers
 from vmatrace.errors import CannotTrace
-from vmatrace.schema import KINDS, MISC, c_header
+from vmatrace.schema import KINDS, MISC
 
 SYMBOLS = """ffffffff81000000 T _stext
 ffffffff81000100 t vm_area_alloc
@@ -157,7 +157,7 @@ def test_an_unknown_machine_is_refused(constants: Any, monkeypatch: pytest.Monke
 
 
 def test_events_are_the_schemas_own() -> None:
-    text = c_header()
+    text = headers.c_header()
     for name, value in KINDS.items():
         assert f"#define KIND_{name}\t{value}\n" in text
     assert f"#define FILE_BYTES\t{MISC['FILE_BYTES']}\n" in text

@@ -14,7 +14,19 @@ from pathlib import Path
 
 from vmatrace.btf import Btf
 from vmatrace.errors import CannotTrace
-from vmatrace.schema import c_header
+from vmatrace.schema import (
+    CELLS,
+    COVER_FLAGS,
+    DECISIONS,
+    EVIDENCE,
+    FILE_BITS,
+    KINDS,
+    MISC,
+    OP_CLASSES,
+    PROPOSAL_BITS,
+    ROLES,
+    ROW_BITS,
+)
 
 KALLSYMS = Path("/proc/kallsyms")
 
@@ -176,6 +188,26 @@ _FREERS: Mapping[str, tuple[str, ...]] = {
     "unmapped": ("vms_complete_munmap_vmas", "remove_vma", "remove_mt", "do_mas_align_munmap"),
     "freed": ("vm_area_free", "__split_vma", "copy_vma", "mmap_region", "__mmap_region", "do_brk_flags"),
 }
+
+
+def c_header() -> str:
+    """The constants of the schema as C, for the BPF programs (bpf/ never repeats a number)."""
+    lines = ["/* Generated from vmatrace/schema.py. Do not edit. */"]
+    lines += [f"#define KIND_{name}\t{value}" for name, value in KINDS.items()]
+    lines += [f"#define DECISION_{name}\t{value}" for name, value in DECISIONS.items()]
+    for group in (CELLS, EVIDENCE, OP_CLASSES, ROW_BITS, FILE_BITS, ROLES, PROPOSAL_BITS, COVER_FLAGS, MISC):
+        lines += [f"#define {name}\t{value}" for name, value in group.items()]
+    lines += [
+        "struct file_record {",
+        "\tu64 head[8];",
+        "\tu64 tag;",
+        "\tchar path[FILE_PATH];",
+        "\tu64 pad[7];",
+        "\tu64 used;	/* this and all below is not sent */",
+        "\tchar spill[256];	/* what the verifier thinks a name may run over */",
+        "};",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def header_tree(into: Path) -> Path:

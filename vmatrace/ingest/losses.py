@@ -13,7 +13,7 @@ from vmatrace.tracefile import Table
 
 Array = npt.NDArray[Any]
 
-_TABLES: Final = ("sections", "calls", "tasks", "faults", "files")
+_TABLES: Final = ("sections", "calls", "tasks", "faults", "files", "decisions")
 # Records of a CPU may stand in the file by so many out of order.
 _PENDING: Final = 256
 # How many records later the last part of a section may leave the kernel.
@@ -43,7 +43,7 @@ class CpuNumbers:
 
     def add(self, tables: Mapping[str, Table]) -> None:
         """Take the records of one batch."""
-        parts = [tables[name] for name in _TABLES if tables[name].rows]
+        parts = [tables[name] for name in _TABLES if name in tables and tables[name].rows]
         if not parts:
             return
         cpu = np.concatenate([table["cpu"] for table in parts])

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from vmatrace.schema import INFORMATIONAL, INPUT, ROW_TABLES, SCHEMA_VERSION, TABLES, Field
+from vmatrace.schema import INFORMATIONAL, INPUT, ROW_TABLES, SCHEMA_VERSION, Field, tables_of
 
 METADATA_KEY: Final = b"vmatrace"
 END_FIELDS: Final = (
@@ -35,7 +35,8 @@ ARROW_TYPES: Final = {
 
 def arrow_schema(header: Mapping[str, Any]) -> pa.Schema:
     """The Arrow schema of a trace file with that header; each field carries its role and meaning."""
-    fields = [pa.field(name, _list_of(columns), nullable=False) for name, columns in TABLES.items()]
+    tables = tables_of(header.get("layers", ()))
+    fields = [pa.field(name, _list_of(columns), nullable=False) for name, columns in tables.items()]
     fields.append(pa.field("end", _list_of(END_FIELDS), nullable=False))
     text = json.dumps({**header, "schema": SCHEMA_VERSION}, ensure_ascii=True)
     return pa.schema(fields, metadata={METADATA_KEY: text.encode()})

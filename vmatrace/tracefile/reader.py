@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from vmatrace.errors import BadTrace
-from vmatrace.schema import SCHEMA_VERSION, TABLES
+from vmatrace.schema import LAYER_TABLES, SCHEMA_VERSION, TABLES
 from vmatrace.tracefile.layout import END_FIELDS, METADATA_KEY, arrow_schema, element
 
 Array = npt.NDArray[Any]
@@ -227,7 +227,11 @@ def _tables(data: pa.Buffer, schema: pa.Schema) -> dict[str, Table]:
     batch.validate(full=True)
     tables = {}
     for name in (*TABLES, "end"):
-        column = batch.column(schema.get_field_index(name))
+        at = schema.get_field_index(name)
+        if at < 0:  # of a layer that the trace has not
+            tables[name] = _empty(name)
+            continue
+        column = batch.column(at)
         if _has_nulls(column):
             raise ValueError(f"null values in {name}")
         tables[name] = Table(_elements(column))
@@ -280,14 +284,19 @@ def _header_of(schema: pa.Schema, path: Path) -> dict[str, Any]:
         version = header["schema"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _not_a_trace(path, "its header is damaged") from error
-    if not isinstance(header, dict) or not isinstance(version, int):
+    if not isinstance(header, dict) or not isinstance(version, int) or not isinstance(header.get("layers", []), list):
         raise _not_a_trace(path, "its header is damaged")
     if version > SCHEMA_VERSION:
         raise BadTrace(
             f"{path} has trace schema {version}, this vmatrace knows schema {SCHEMA_VERSION}",
             "open it with a newer vmatrace: pip install --upgrade vmatrace",
         )
-    different = [field.name for field in _known_schema() if not _same(schema, field)]
+    layers = header.get("layers", ())
+    different = [
+        field.name
+        for field in _known_schema()
+        if not _same(schema, field) and LAYER_TABLES.get(field.name) in (None, *layers)
+    ]
     if different:
         raise BadTrace(
             f"{path} says trace schema {version} but its tables differ from schema {SCHEMA_VERSION}: "
@@ -299,7 +308,12 @@ def _header_of(schema: pa.Schema, path: Path) -> dict[str, Any]:
 
 @cache
 def _known_schema() -> pa.Schema:
-    return arrow_schema({})
+    return arrow_schema({"layers": tuple(LAYER_TABLES.values())})
+
+
+@cache
+def _empty(name: str) -> Table:
+    return Table(pa.array([], _known_schema().field(name).type.value_type))
 
 
 def _same(schema: pa.Schema, field: pa.Field) -> bool:

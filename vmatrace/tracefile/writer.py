@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from vmatrace.errors import CannotTrace, UsageError
-from vmatrace.schema import ROW_TABLES, TABLES, Field
+from vmatrace.schema import ROW_TABLES, Field, tables_of
 from vmatrace.tracefile.layout import ARROW_TYPES, END_FIELDS, arrow_field, arrow_schema, arrow_type, element
 
 Columns = Mapping[str, Any]
@@ -34,6 +34,7 @@ class TraceWriter:
     def __init__(self, path: str | os.PathLike[str], header: Mapping[str, Any], force: bool = False) -> None:
         self.path = Path(path)
         self.bytes_written = 0
+        self._tables = tables_of(header.get("layers", ()))
         self._schema = arrow_schema(header)
         self._parts: list[Any] = []
         self._fd = _create(self.path, force)
@@ -51,13 +52,13 @@ class TraceWriter:
         A column is a NumPy array, text a list of str or an Arrow array, and a list column a pair
         ``(offsets, columns of its elements)`` with one offset more than the table has rows.
         """
-        arrays = [_one_row(_struct(fields, tables.get(name, {}))) for name, fields in TABLES.items()]
+        arrays = [_one_row(_struct(fields, tables.get(name, {}))) for name, fields in self._tables.items()]
         self._put([*arrays, _one_row(_struct(END_FIELDS, {}))])
 
     def finish(self, end: Mapping[str, Any]) -> None:
         """Write the end mark (keys of ``END_FIELDS``) and close: the trace is complete."""
         columns = {name: _end_column(value) for name, value in end.items()}
-        arrays = [_one_row(_struct(fields, {})) for fields in TABLES.values()]
+        arrays = [_one_row(_struct(fields, {})) for fields in self._tables.values()]
         self._put([*arrays, _one_row(_struct(END_FIELDS, columns, rows=1))])
         self._stream.close()
         self._flush()
