@@ -57,7 +57,26 @@ def obstacles(lower: Vma, upper: Vma, rules: RuleSet, limits: Limits = _DEFAULT_
     kernel = Kernel(AddressSpace((lower, upper)), MmState(), rules, limits)
     proposal = proposal_like(upper, upper.start, upper.end, limits.shift, lower)
     proposal.middle = upper
-    return _attributes(kernel, proposal, lower, upper) + _anon_vmas(kernel, proposal, lower, upper)
+    found = refusals(kernel, proposal, lower)
+    if upper.close and all(obstacle.rule != "close_refuses" for obstacle in found):
+        found.append(Obstacle("close_keeps_middle", "the upper one has a close hook and must not be deleted"))
+    return found
+
+
+def refusals(kernel: Kernel, proposal: Proposal, neighbour: Vma) -> list[Obstacle]:
+    """Every condition by which the kernel refuses to let a range join a VMA that touches it.
+
+    The kernel stops at the first; the program that wants the two to be one has to meet them all.
+    """
+    special = []
+    if mergeable.range_is_special(kernel, proposal):
+        special.append(Obstacle("special_never_merges", "special mappings never merge"))
+    return [
+        *special,
+        *_attributes(kernel, proposal, neighbour),
+        *_offsets(kernel, proposal, neighbour),
+        *_anon_vmas(kernel, proposal, neighbour),
+    ]
 
 
 def single_change(found: list[Obstacle]) -> str:
@@ -65,41 +84,45 @@ def single_change(found: list[Obstacle]) -> str:
     return found[0].remedy if len(found) == 1 else ""
 
 
-def _attributes(kernel: Kernel, proposal: Proposal, lower: Vma, upper: Vma) -> list[Obstacle]:
+def _attributes(kernel: Kernel, proposal: Proposal, neighbour: Vma) -> list[Obstacle]:
     found = []
-    if mergeable.range_is_special(kernel, proposal):
-        found.append(Obstacle("special_never_merges", "special mappings never merge"))
-    if mergeable.policies_differ(kernel, proposal, lower):
+    if mergeable.policies_differ(kernel, proposal, neighbour):
         found.append(Obstacle("policy_equal", "their memory policies differ", "mbind both alike"))
-    difference = mergeable.flags_differ(kernel, proposal, lower) or 0
+    difference = mergeable.flags_differ(kernel, proposal, neighbour) or 0
     if difference:
         text = "their flags differ: " + ", ".join(flag_names(difference))
         found.append(Obstacle("flags_equal", text, _remedy_of(difference)))
-    if mergeable.files_differ(kernel, proposal, lower):
-        text = "they map different open files" if lower.file and upper.file else "only one of them maps a file"
-        remedy = "map both through the same file descriptor" if lower.file and upper.file else ""
-        found.append(Obstacle("file_equal", text, remedy))
-    if mergeable.userfaultfd_contexts_differ(kernel, proposal, lower):
+    if mergeable.files_differ(kernel, proposal, neighbour):
+        both = bool(neighbour.file) and bool(proposal.file)
+        text = "they map different open files" if both else "only one of them maps a file"
+        found.append(Obstacle("file_equal", text, "map both through the same file descriptor" if both else ""))
+    if mergeable.userfaultfd_contexts_differ(kernel, proposal, neighbour):
         found.append(Obstacle("uffd_equal", "they belong to different userfaultfds", "unregister both"))
-    if mergeable.anonymous_names_differ(kernel, proposal, lower):
+    if mergeable.anonymous_names_differ(kernel, proposal, neighbour):
         found.append(Obstacle("anon_name_equal", "their names differ", "name both alike"))
-    if mergeable.neighbour_has_close(kernel, proposal, lower):
-        found.append(Obstacle("close_refuses", "the lower one has a close hook"))
-    elif upper.close:
-        found.append(Obstacle("close_keeps_middle", "the upper one has a close hook and must not be deleted"))
-    pages = (lower.end - lower.start) >> kernel.shift
-    if mergeable.offsets_break(kernel, lower.pgoff, pages, upper.pgoff):
-        found.append(Obstacle("offset_linear", *_offsets(lower, upper, lower.pgoff + pages)))
-    elif mergeable.anon_offsets_break(kernel, proposal, lower.anon_pgoff, pages, upper.anon_pgoff):
-        found.append(Obstacle("anon_offset_linear", "the page offsets of their anonymous pages do not continue"))
+    side = "lower" if neighbour.start < proposal.start else "upper"
+    if mergeable.neighbour_has_close(kernel, proposal, neighbour):
+        found.append(Obstacle("close_refuses", f"the {side} one has a close hook"))
+    if side == "upper" and mergeable.next_with_close_refuses(kernel, proposal, neighbour):
+        found.append(Obstacle("close_next_refuses", "the upper one has a close hook and might be deleted"))
     return found
 
 
-def _offsets(lower: Vma, upper: Vma, wanted: int) -> tuple[str, str]:
-    text = f"page offsets do not continue: {upper.pgoff:#x} where {wanted:#x} would fit"
-    if lower.anonymous and upper.anonymous:
-        return text + " (one was moved after it was touched)", ""
-    return text, f"map the upper one from offset {wanted:#x} pages"
+def _offsets(kernel: Kernel, proposal: Proposal, neighbour: Vma) -> list[Obstacle]:
+    mine, its = (proposal.pgoff, proposal.anon_pgoff), (neighbour.pgoff, neighbour.anon_pgoff)
+    if neighbour.start < proposal.start:
+        lower, upper, pages = its, mine, (neighbour.end - neighbour.start) >> kernel.shift
+    else:
+        lower, upper, pages = mine, its, (proposal.end - proposal.start) >> kernel.shift
+    if mergeable.offsets_break(kernel, lower[0], pages, upper[0]):
+        wanted = lower[0] + pages
+        text = f"page offsets do not continue: {upper[0]:#x} where {wanted:#x} would fit"
+        if proposal.file is None and neighbour.anonymous:
+            return [Obstacle("offset_linear", text + " (one was moved after it was touched)")]
+        return [Obstacle("offset_linear", text, f"map the upper one from offset {wanted:#x} pages")]
+    if mergeable.anon_offsets_break(kernel, proposal, lower[1], pages, upper[1]):
+        return [Obstacle("anon_offset_linear", "the page offsets of their anonymous pages do not continue")]
+    return []
 
 
 def _remedy_of(difference: int) -> str:
@@ -118,9 +141,9 @@ _ANON_VMA_RULES: Final = {
 }
 
 
-def _anon_vmas(kernel: Kernel, proposal: Proposal, lower: Vma, upper: Vma) -> list[Obstacle]:
+def _anon_vmas(kernel: Kernel, proposal: Proposal, neighbour: Vma) -> list[Obstacle]:
     kernel.decided.clear()
-    if not mergeable.anon_vma_refuses(kernel, proposal, lower):
+    if not mergeable.anon_vma_refuses(kernel, proposal, neighbour):
         return []
     rule = next(reversed(kernel.decided), "")
     return [Obstacle(rule, _ANON_VMA_RULES.get(rule, "their anon_vmas do not fit"))]

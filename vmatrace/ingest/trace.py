@@ -6,12 +6,14 @@ import errno
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from vmatrace.ingest import match as matching
+from vmatrace.ingest.decisions import Decisions
 from vmatrace.ingest.decode import BatchRows
 from vmatrace.ingest.effects import EFFECTS, Effect
 from vmatrace.ingest.files import KnownFiles
@@ -95,6 +97,11 @@ class Trace:
     def page_shift(self) -> int:
         """log2 of the page size."""
         return self.page_size.bit_length() - 1
+
+    @cached_property
+    def decisions(self) -> Decisions:
+        """The decisions layer; empty where the trace has none."""
+        return Decisions(self)
 
     @property
     def lost_records(self) -> int:
