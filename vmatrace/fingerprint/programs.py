@@ -300,6 +300,7 @@ PROGRAMS: dict[str, Program] = {
     "mseal": special.mseal,
     "mseal_per_vma": special.mseal_per_vma,
     "seal_discard_by_ops": special.seal_discard_by_ops,
+    "seal_bit_low": special.seal_bit_low,
     "droppable": special.droppable,
     "droppable_unlockable": special.droppable_unlockable,
     "secretmem_unlocked": special.secretmem_unlocked,
