@@ -56,6 +56,7 @@ CELLS: Final = {  # the low byte of a tag; all odd
     "CELL_ASIDE": 15,  # the rest of it: uffd, policy, name
     "CELL_NEIGHBOUR": 17,  # a VMA that it looked at
     "CELL_DESCRIPTOR": 19,  # a vm_area_desc, before or after a file's hook
+    "CELL_ANON_PGOFF": 21,  # anon_pgoff of the proposal, then of the VMA in each role
 }
 
 EVIDENCE: Final = {
@@ -312,6 +313,7 @@ FILE_FIELDS: Final = (
 NEIGHBOUR_FIELDS: Final = (
     *(Field(f.name, f.type, INPUT, f.doc, f.pointer) for f in VMA_FIELDS),
     _f("role", "u8", INPUT, "ROLES: which VMA it was to the decision"),
+    _f("anon_pgoff", "u64", INPUT, "its anon_pgoff, pages; 0 where the kernel has none"),
 )
 DESCRIPTOR_FIELDS: Final = (
     _f("start", "u64", INPUT, "bytes"),
@@ -346,6 +348,7 @@ DECISION_FIELDS: Final = (
     _f("uffd", "u64", INPUT, "proposal: userfaultfd context or 0", pointer=True),
     _f("policy", "u64", INPUT, "proposal: NUMA policy by content, as in a VMA"),
     _f("name", "text", INPUT, "proposal: anon_name, the first 39 bytes"),
+    _f("anon_pgoff", "u64", INPUT, "proposal: pages; 0 where the kernel has none"),
     _f("bits", "u32", INPUT, "PROPOSAL_BITS"),
     _f("delta", "i64", INPUT, "MERGE_EXTEND, RELOCATE: bytes; UNMAP_COMPLETE: VMAs to go"),
     _f("rows", "list<neighbour>", INPUT, "the VMAs it looked at, as at the call; ROLE_RESULT as at the end"),

@@ -14,7 +14,8 @@ from vmatrace.capture.diagnosis import Check, Diagnosis
 from vmatrace.capture.probe_trials import Trial, try_all
 from vmatrace.cli import doctor_view as view
 from vmatrace.kernel import KernelProfile, detect
-from vmatrace.kernel.plan import Probe, decisions_plan, operations_plan
+from vmatrace.kernel.functions import decisions_plan
+from vmatrace.kernel.plan import Probe, operations_plan
 
 
 def trials(layer: str, *states: str, required: bool = False) -> tuple[Trial, ...]:

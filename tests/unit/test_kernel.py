@@ -25,8 +25,9 @@ from vmatrace.kernel import (
     read_profile,
     rule_set,
 )
+from vmatrace.kernel.functions import decisions_plan, mmap_prepare_hooks
 from vmatrace.kernel.layout import struct_layout
-from vmatrace.kernel.plan import decisions_plan, mmap_prepare_hooks, operations_plan
+from vmatrace.kernel.plan import operations_plan
 
 
 @pytest.fixture(autouse=True)
@@ -355,26 +356,44 @@ def parsed(blob: BtfBlob) -> Btf:
 
 def test_the_plan_takes_what_the_kernel_has() -> None:
     old = decisions_plan(parsed(kernel_6_1()), ["vma_merge", "__vma_adjust", "copy_vma"])
-    by_use = {probe.shows: probe for probe in old}
-    assert by_use["merge attempts of new ranges, refused ones too"].name == "vma_merge"
-    assert by_use["the ranges that a merge settles on"].name == "__vma_adjust"
-    assert by_use["splits, failed ones too"].name == ""
-    assert by_use["the descriptor before and after a file's mmap_prepare"].name == ""
+    by_use = {probe.what: probe for probe in old}
+    assert by_use["MERGE_NEW"].name == "vma_merge"
+    assert "MERGE_EXISTING" not in by_use, "the same function shows both"
+    assert by_use["MERGE_COPIED"].name == "copy_vma"
+    assert by_use["SPLIT"].name == ""
+    assert "MERGE_EXTEND" not in by_use, "a kernel without vma_merge_struct has no such decision"
+    assert "MMAP_PREPARE" not in by_use
     new = decisions_plan(
         parsed(kernel_7_1()),
-        ["vma_merge_new_range", "can_vma_merge_left.constprop.0", "ext4_file_mmap_prepare"],
+        ["vma_merge_new_range", "vma_shrink.constprop.0", "ext4_file_mmap_prepare"],
     )
     found = {probe.name: probe for probe in new if probe.name}
     assert found["vma_merge_new_range"].traceable
-    assert found["can_vma_merge_left"].symbol == "can_vma_merge_left.constprop.0"
-    assert not found["can_vma_merge_left"].traceable
-    assert "ext4_file_mmap_prepare" in found
+    assert found["vma_shrink"].symbol == "vma_shrink.constprop.0"
+    assert not found["vma_shrink"].traceable
+    assert found["ext4_file_mmap_prepare"].what == "MMAP_PREPARE"
+
+
+@pytest.mark.parametrize("hidden", ["__split_vma", "vma_modify", "ext4_file_mmap_prepare"])
+def test_an_invisible_function_is_named_with_what_is_lost(hidden: str) -> None:
+    symbols = {"__split_vma", "vma_modify", "ext4_file_mmap_prepare"}
+    known = {probe.what: probe for probe in decisions_plan(None, symbols)}
+    plan = {probe.what: probe for probe in decisions_plan(None, symbols - {hidden})}
+    assert {what for what, probe in plan.items() if probe.name != known[what].name} == {
+        what for what, probe in known.items() if probe.name == hidden
+    }
+    assert all(probe.lost and probe.wanted for probe in plan.values())
 
 
 def test_an_exact_symbol_is_preferred_to_a_suffixed_one() -> None:
-    for symbols in (["vma_expand", "vma_expand.cold"], ["vma_expand.cold", "vma_expand"]):
+    for symbols in (["vma_expand", "vma_expand.isra.0"], ["vma_expand.isra.0", "vma_expand"]):
         (probe,) = [probe for probe in decisions_plan(None, symbols) if probe.name == "vma_expand"]
         assert probe.symbol == "vma_expand"
+
+
+@pytest.mark.parametrize("piece", ["vma_expand.cold", "vma_expand.part.0", "vma_expand.isra.0.cold"])
+def test_a_piece_of_a_function_is_not_the_function(piece: str) -> None:
+    assert not [probe for probe in decisions_plan(None, [piece]) if probe.name]
 
 
 def test_mmap_prepare_hooks_by_name() -> None:

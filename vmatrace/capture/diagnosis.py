@@ -18,7 +18,8 @@ from vmatrace.capture.bcc import Program, load_bcc
 from vmatrace.capture.headers import KALLSYMS, header_tree
 from vmatrace.capture.probe_trials import Trial, try_all
 from vmatrace.errors import VmatraceError
-from vmatrace.kernel.plan import decisions_plan, operations_plan
+from vmatrace.kernel.functions import decisions_plan
+from vmatrace.kernel.plan import operations_plan
 
 _CAPABILITIES = {"CAP_BPF": 39, "CAP_PERFMON": 38, "CAP_SYS_ADMIN": 21, "CAP_SYS_RESOURCE": 24}
 _LOCKDOWN = Path("/sys/kernel/security/lockdown")
