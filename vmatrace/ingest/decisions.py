@@ -38,6 +38,7 @@ _ROLES: Final = {number: name.removeprefix("ROLE_").lower() for name, number in 
 _NUMBERS: Final = (
     "index", "time", "space", "seq", "pid", "tid", "what", "probe", "op_class", "abi", "nr", "entered", "order",
     "result", "error", "state", "start", "end", "pgoff", "flags", "file", "anon_vma", "uffd", "policy",
+    "anon_pgoff",
 )  # fmt: skip
 _KEPT: Final = (
     ("index", np.uint64), ("time", np.uint64), ("entered", np.uint64), ("space", np.uint32), ("seq", np.uint32),
@@ -66,7 +67,8 @@ class Decision(NamedTuple):
     """One call of a probed function; columns as in the schema, ``place`` is its index.
 
     ``what``: a name of DECISIONS; ``function``: the probed one. ``rows``: the VMAs that it looked at by their
-    role (prev, middle, next, copied_from, source, result).
+    role (prev, middle, next, copied_from, source, result), ``offsets`` their second page offsets where the kernel
+    has those.
     """
 
     place: int
@@ -93,10 +95,12 @@ class Decision(NamedTuple):
     anon_vma: int
     uffd: int
     policy: int
+    anon_pgoff: int
     name: str
     bits: int
     delta: int
     rows: Mapping[str, Row]
+    offsets: Mapping[str, int]
     descs: tuple[Descriptor, ...]
 
     @property
@@ -211,7 +215,10 @@ class Decisions:
     def sees(self, kind: str) -> bool:
         """Whether some probe tells decisions of that kind."""
         probes = self.header.get("probes")
-        return any(probe.get("what") == kind for probe in probes) if isinstance(probes, list) else False
+        found = probes if isinstance(probes, list) else ()
+        # vma_merge decides on new and on existing ranges.
+        both = kind in ("MERGE_NEW", "MERGE_EXISTING")
+        return any(probe.get("what") == kind or (both and probe.get("function") == "vma_merge") for probe in found)
 
     # ---- reading ----
 
@@ -267,12 +274,12 @@ def _decode(table: Table, functions: list[str], machine: str | None) -> list[Dec
     """The decisions of one batch."""
     columns = [_flags(table, name, machine).tolist() for name in _NUMBERS]
     names, bits, delta = table.text("name"), table["bits"].tolist(), table["delta"].tolist()
-    rows, descs = _rows(table, machine), _descriptors(table, machine)
+    (rows, offsets), descs = _rows(table, machine), _descriptors(table, machine)
     found = []
     for at, values in enumerate(zip(*columns, strict=True)):
         what, probe = _NAMES.get(values[6], str(values[6])), values[7]
         function = functions[probe] if probe < len(functions) else ""
-        rest = (names[at], bits[at], delta[at], rows[at], descs[at])
+        rest = (names[at], bits[at], delta[at], rows[at], offsets[at], descs[at])
         found.append(Decision._make((*values[:6], what, function, *values[8:], *rest)))
     return found
 
@@ -281,13 +288,15 @@ def _flags(table: Table, name: str, machine: str | None) -> Array:
     return common_flags(table[name], machine) if name == "flags" else table[name]
 
 
-def _rows(table: Table, machine: str | None) -> list[dict[str, Row]]:
-    child, offsets = table.child("rows"), table.offsets("rows").tolist()
-    names = child.text("name")
+def _rows(table: Table, machine: str | None) -> tuple[list[dict[str, Row]], list[dict[str, int]]]:
+    """The VMAs of each decision by role, and their second page offsets."""
+    child, places = table.child("rows"), list(pairwise(table.offsets("rows").tolist()))
     columns = (_flags(child, name, machine).tolist() for name in _VMA)
-    values: list[Row] = list(zip(*columns, names, strict=True))
+    values: list[Row] = list(zip(*columns, child.text("name"), strict=True))
+    seconds = child["anon_pgoff"].tolist()
     roles = [_ROLES.get(role, str(role)) for role in child["role"].tolist()]
-    return [dict(zip(roles[lo:hi], values[lo:hi], strict=True)) for lo, hi in pairwise(offsets)]
+    rows = [dict(zip(roles[lo:hi], values[lo:hi], strict=True)) for lo, hi in places]
+    return rows, [dict(zip(roles[lo:hi], seconds[lo:hi], strict=True)) for lo, hi in places]
 
 
 def _descriptors(table: Table, machine: str | None) -> list[tuple[Descriptor, ...]]:

@@ -12,12 +12,13 @@ from vmatrace.ingest.effects import EFFECTS
 from vmatrace.ingest.trace import Trace
 from vmatrace.kernel import KernelProfile, RuleSet, rule_set
 from vmatrace.replay import kinds
+from vmatrace.replay.decisions import judge_decisions
 from vmatrace.replay.files import Files, info_of, kind_of
 from vmatrace.replay.judge import Judge, Layouts
 from vmatrace.replay.limits import LimitBook
 from vmatrace.replay.occurrence import Occurrence
 from vmatrace.replay.requests import policy_of
-from vmatrace.replay.result import FAILED, ReplayResult, Verdict
+from vmatrace.replay.result import FAILED, DecisionVerdict, ReplayResult, Verdict
 from vmatrace.replay.state import KernelFacts, SpaceState, TracedSpace
 from vmatrace.replay.stream import FAULT, FILE, LIMIT, SECTION, TASK, OperationRow, Reader, Row, walk
 from vmatrace.rules.model import MmState
@@ -46,6 +47,7 @@ class Replayer:
         #: What each forking task's child should be.
         self.children: dict[int, kinds.Child] = {}
         self.verdicts: list[Verdict] = []
+        self.decided: list[DecisionVerdict] = []
         self.merges_refused = 0
         #: Kinds of evidence that this trace is known to tell apart.
         self.told: set[int] = set()
@@ -79,7 +81,7 @@ class Replayer:
                 gc.enable()
         return ReplayResult(
             self._about(), self.rules, self.verdicts, self._effects(), self.trace.lost_records,
-            self.trace.operations.dropped, self.merges_refused, tuple(sorted(self.without)),
+            self.trace.operations.dropped, self.merges_refused, tuple(sorted(self.without)), self.decided,
         )  # fmt: skip
 
     def _walk(self) -> None:
@@ -133,6 +135,8 @@ class Replayer:
         lost = columns.flags & matching.LOST != 0 or not self._lost.isdisjoint(numbers)
         judge = self._judge(Occurrence(columns, self.profile.arch, sections, call, lost, self.vma))
         kind = columns.kind
+        if self.trace.decisions.present:
+            self.decided += judge_decisions(self, judge.seen)
         if kind == matching.CALL:
             kinds.judge_call(judge)
         elif kind == matching.FORK:

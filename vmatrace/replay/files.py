@@ -68,6 +68,11 @@ class FileInfo:
         return self.mode & _S_IFMT == _S_IFREG
 
     @property
+    def ordinary(self) -> bool:
+        """Whether its maps set no flag and have no close hook: a regular file of a known file system."""
+        return self.regular and self.magic in _ORDINARY
+
+    @property
     def shared_zero(self) -> bool:
         """Whether it stands behind shared anonymous memory or a shared map of /dev/zero."""
         return self.magic == TMPFS and self.path == _SHARED_ZERO
@@ -192,7 +197,7 @@ class Files:
             return given  # what its hook sets is a rule of its own
         if info.magic == HUGETLBFS:
             return replace(given, set_flags=HUGETLB | DONTEXPAND, close=True, huge_size=_DEFAULT_HUGE)
-        if info.regular and info.magic in _ORDINARY:
+        if info.ordinary:
             return given
         if info.private_zero and not access & SHARED:
             return replace(given, anonymous=True)

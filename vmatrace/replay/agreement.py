@@ -1,0 +1,105 @@
+"""Do both layers tell the same of an operation? The merges and cuts of its decisions against its effects."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from vmatrace.ingest.decisions import Decision
+from vmatrace.ingest.effects import EFFECTS
+from vmatrace.ingest.match import CALL, FAULT, OTHER
+from vmatrace.ingest.trace import Trace
+from vmatrace.replay.occurrence import Occurrence
+from vmatrace.schema import EVIDENCE, OP_CLASSES
+
+_STORE: Final = EVIDENCE["EVIDENCE_STORE"]
+_BRK: Final = OP_CLASSES["OP_BRK"]
+_MERGE_COUNT: Final = EFFECTS.index("merge")
+_SPLIT_COUNT: Final = EFFECTS.index("split")
+_SEEN_BY: Final = {"merge": ("MERGE_NEW", "MERGE_EXISTING"), "split": ("SPLIT",)}
+
+
+class Difference(NamedTuple):
+    """What one layer tells and the other does not; ``excuse``: why that proves nothing."""
+
+    text: str
+    operations: str
+    decisions: str
+    excuse: str
+
+
+def disagreement(trace: Trace, seen: Occurrence, made: Sequence[Decision]) -> list[Difference]:
+    """Where the decisions of an operation and its effects differ; nothing where both tell the same."""
+    if seen.columns.kind not in (CALL, FAULT, OTHER):
+        return []
+    merges = _merges(made, trace.feature("vmg") is not False)
+    found = []
+    for kind, count, mine in (
+        ("merge", seen.columns.effects[_MERGE_COUNT], len(merges)),
+        ("split", seen.columns.effects[_SPLIT_COUNT], sum(d.what == "SPLIT" and d.error == 0 for d in made)),
+    ):
+        if count != mine:
+            text = f"{mine} {kind}s by decisions, {count} by effects"
+            excuse = _excuse(trace, seen, made, kind, more=count > mine)
+            found.append(Difference(text, f"{count} {kind}", f"{mine} {kind}", excuse))
+    unstored = [] if found else _unstored(merges, seen)
+    for decision in unstored:
+        result = decision.rows["result"]
+        text = f"{decision.what} made [{result[0]:#x}, {result[1]:#x}), and no such store was seen"
+        found.append(Difference(text, "no such store", text, _excuse(trace, seen, made, "merge", more=False)))
+    return found
+
+
+def has_steps(seen: Occurrence) -> bool:
+    """Whether an operation has merges or cuts that two layers can agree on."""
+    return bool(seen.columns.effects[_MERGE_COUNT] or seen.columns.effects[_SPLIT_COUNT])
+
+
+def _merges(made: Sequence[Decision], vmg: bool) -> list[Decision]:
+    """The successes of the merge step: attempts that hold no other attempt, and before v6.12 a mmap's own."""
+    attempts = [each for each in made if each.attempt]
+    leaves = [each for each in attempts if not any(each.contains(other) for other in attempts)]
+    found = [each for each in leaves if each.merged]
+    if not vmg:
+        moves = [each for each in made if each.attempt or each.what == "RELOCATE"]
+        found += [
+            each
+            for each in made
+            if each.what == "EXPAND" and each.error == 0 and not any(other.contains(each) for other in moves)
+        ]
+    return found
+
+
+def _unstored(merges: Iterable[Decision], seen: Occurrence) -> list[Decision]:
+    """Merges whose survivor was not stored with the range that it had afterwards."""
+    stores = Counter(event[1:] for event in seen.events if event[0] == _STORE)
+    missing = []
+    for each in merges:
+        result = each.rows.get("result")
+        if result is None:
+            continue
+        key = (result[5], result[0], result[1])
+        if not stores[key]:
+            missing.append(each)
+        stores[key] -= 1
+    return missing
+
+
+def _excuse(trace: Trace, seen: Occurrence, made: Sequence[Decision], kind: str, more: bool) -> str:
+    """Why the layers may differ: lost records, or (``more`` effects than decisions) a function without a probe."""
+    decisions = trace.decisions
+    if seen.lost or any((section.space, section.seq) in decisions.lost for section in seen.sections):
+        return "decisions were lost"
+    if not more:
+        return ""
+    kinds = _SEEN_BY[kind] if trace.feature("vmg") is not False or kind == "split" else (*_SEEN_BY[kind], "EXPAND")
+    missing = decisions.missing(*kinds)
+    if missing:
+        return f"no probe sees every {kind}: {', '.join(missing)}"
+    unseen = [each for each in kinds if not decisions.sees(each)]
+    if unseen:
+        return f"no probe sees every {kind}: {', '.join(unseen)}"
+    if kind == "merge" and trace.feature("vmg") is False and any(s.op_class == _BRK for s in seen.sections):
+        return "brk merges by itself in this kernel, where no function can be probed"
+    return ""
