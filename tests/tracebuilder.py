@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vmatrace.schema import EVIDENCE, KINDS, OP_CLASSES, ROW_TABLES, TABLES
+from vmatrace.schema import EVIDENCE, KINDS, LAYER_TABLES, OP_CLASSES, ROW_TABLES, TABLES
 from vmatrace.syscalls import system_calls
 from vmatrace.tracefile import TraceWriter
 
@@ -296,6 +296,8 @@ def as_tables(records: list[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, 
     tables: dict[str, dict[str, Any]] = {}
     for name, fields in TABLES.items():
         rows = [values for table, values in records if table == name]
+        if not rows and name in LAYER_TABLES:
+            continue
         tables[name] = {f.name: _column(f.type, [row.get(f.name) for row in rows]) for f in fields} if rows else {}
     return tables
 
