@@ -102,6 +102,7 @@ FILE_BITS: Final = {
     "FILE_NOEXEC": 16,  # on a mount or file system without execution
     "FILE_OWN_AREA": 32,  # f_op->get_unmapped_area is set
     "FILE_SEALED": 64,  # a memfd sealed against writing, or against future writing
+    "FILE_STACKED": 128,  # opened by a stacked file system (overlayfs) behind the file that mmap is given
 }
 
 DECISIONS: Final = {

@@ -3,6 +3,7 @@
 
 /* A file's names are read by a program of their own: inside the walk they would cost the verifier too much. */
 #define TMPFS_MAGIC	0x01021994
+#define FMODE_NOACCOUNT	0x20000000	/* of the files that may be mapped: only those behind a stacked file system */
 #define SEALED_WRITE	0x18	/* F_SEAL_WRITE | F_SEAL_FUTURE_WRITE */
 
 static __always_inline u64 seals_of(u64 inode)
@@ -63,7 +64,7 @@ static __always_inline u64 name_bits(u64 dentry, u64 root)
 static __always_inline void describe_file(u64 file)
 {
 	u64 inode = read_word(file + OFF_file_f_inode), hooks = 0;
-	u64 f_op, dentry, mnt, mount, root, parent, name, sb;
+	u64 f_op, path, dentry, mnt, mount, root, parent, name, sb;
 	struct file_record *out;
 	int zero = 0;
 	long len;
@@ -84,8 +85,15 @@ static __always_inline void describe_file(u64 file)
 		hooks |= FILE_OWN_AREA;
 	if (seals_of(inode))
 		hooks |= FILE_SEALED;
-	dentry = read_word(file + OFF_file_f_path + 8);
-	mnt = read_word(file + OFF_file_f_path);
+	path = file + OFF_file_f_path;
+	if (read_half(file + OFF_file_f_mode) & FMODE_NOACCOUNT) {
+		hooks |= FILE_STACKED;
+#ifdef OFF_backing_user_path
+		path = file + OFF_backing_user_path;
+#endif
+	}
+	dentry = read_word(path + 8);
+	mnt = read_word(path);
 	mount = mnt - OFF_mount_mnt;
 	root = read_word(mnt);
 	sb = read_word(inode + OFF_inode_i_sb);

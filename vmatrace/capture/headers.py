@@ -152,6 +152,7 @@ _OFFSETS: Mapping[str, str] = {
 }
 _OPTIONAL: Mapping[str, str] = {
     "fops_mmap_prepare": "file_operations.mmap_prepare",
+    "backing_user_path": "backing_file.user_path",
     "vma_vm_policy": "vm_area_struct.vm_policy",
     "vma_vm_userfaultfd_ctx": "vm_area_struct.vm_userfaultfd_ctx",
     "vma_anon_name": "vm_area_struct.anon_name",

@@ -178,6 +178,9 @@ class Files:
             if shared:
                 return "how the file was opened is not in the trace"
             given = replace(given, readable=True, writable=True)
+        if bits & FILE_BITS["FILE_STACKED"]:
+            # The kernel compares the file that was given, which no VMA holds, with the files that VMAs hold.
+            given = replace(given, identity=("stacked", identity), kept=identity, prepare=False)
         if info.shared_zero and fd_given:
             # A shared map of /dev/zero ends with a shmem file of its own: what was given is not what is kept.
             zero = ("/dev/zero", identity)
