@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vmatrace.capture.ring import FILE_CELLS, Words
+from vmatrace.capture.ring import FILE_CELLS, Cells
 from vmatrace.schema import CELL_BYTES, CELLS, KINDS, MISC, ROW_BITS
 
 Cell = list[int]
@@ -14,10 +14,10 @@ BUSY = 1 << 31
 BEFORE, AFTER = CELLS["CELL_BEFORE"], CELLS["CELL_AFTER"]
 
 
-def words_of(*records: Sequence[Cell]) -> Words:
-    """The records one after the other, kept by column as the reader keeps them."""
+def cells_of(*records: Sequence[Cell]) -> Cells:
+    """The records one after the other."""
     cells = [cell for record in records for cell in record]
-    return np.array(cells, dtype=np.uint64).reshape(-1, 8).T.copy()
+    return np.array(cells, dtype=np.uint64).reshape(-1, 8)
 
 
 def head(kind: str, cells: int, *, seq: int = 0, space: int = 1, cpu: int = 0, cpu_seq: int = 1, **more: int) -> Cell:

@@ -15,13 +15,13 @@ from tests.cells import (
     PARTIAL,
     Cell,
     call,
+    cells_of,
     cover,
     evidence,
     extra,
     file,
     row,
     section,
-    words_of,
 )
 from vmatrace.capture.decode import ANON_INODE_FS, Cloak, Decoder, path_of
 from vmatrace.capture.ring import find_heads
@@ -38,8 +38,8 @@ class Clear(Cloak):
 
 
 def decode(decoder: Decoder, *records: list[Cell]) -> dict[str, Any]:
-    words = words_of(*records)
-    return decoder.decode(words, find_heads(words))
+    found = cells_of(*records)
+    return decoder.decode(found, find_heads(found))
 
 
 def nested(table: dict[str, Any], column: str) -> list[list[dict[str, Any]]]:

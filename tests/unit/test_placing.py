@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.cells import AFTER, call, row, section, words_of
+from tests.cells import AFTER, call, cells_of, row, section
 from vmatrace.capture.decode import Cloak
-from vmatrace.capture.ring import Words, find_heads
+from vmatrace.capture.ring import Cells, find_heads
 from vmatrace.capture.snapshot import ADDRESS_END, NO_CALL, find_place, snapshot_tables, split_views
 from vmatrace.schema import KINDS
 
 WORDS = 24
 
 
-def rows_of(pid: int, mm: int, count: int = 3, *, seq: int = 4, space: int = 1, tid: int = 0, **more: int) -> Words:
+def rows_of(pid: int, mm: int, count: int = 3, *, seq: int = 4, space: int = 1, tid: int = 0, **more: int) -> Cells:
     """What the iterator writes for a process of ``count`` VMAs; ``more``: word number -> value."""
     rows = np.zeros((count, WORDS), dtype=np.uint64)
     rows[:, 0] = pid << 32 | (tid or pid)
@@ -73,7 +73,7 @@ def test_a_view_with_overlapping_rows_is_not_consistent() -> None:
 
 @pytest.mark.parametrize(("seq", "place"), [(0, 1), (1, 1), (2, 3), (3, 4), (4, 6), (9, 6)])
 def test_a_view_stands_before_the_first_later_section(seq: int, place: int) -> None:
-    words = words_of(
+    found = cells_of(
         section(seq=8, space=2),
         section(row(AFTER, 0, 1), seq=2),
         call(seq=2),
@@ -81,7 +81,7 @@ def test_a_view_stands_before_the_first_later_section(seq: int, place: int) -> N
         section(seq=4, kind="LAST"),
         section(seq=9, space=2),
     )
-    assert find_place(words, find_heads(words), 1, seq) == place
+    assert find_place(found, find_heads(found), 1, seq) == place
 
 
 def test_a_view_becomes_a_whole_state() -> None:

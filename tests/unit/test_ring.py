@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from tests import cells
-from tests.cells import AFTER, BEFORE, Cell, call, file, row, section, words_of
-from vmatrace.capture.ring import FILE_CELLS, RingReader, find_heads
+from tests.cells import AFTER, BEFORE, Cell, call, cells_of, file, row, section
+from vmatrace.capture.ring import FILE_CELLS, LARGEST, RingReader, find_heads
 from vmatrace.schema import CELL_BYTES, KINDS
 
 PAGE = mmap.PAGESIZE
@@ -26,24 +26,24 @@ def starts(*records: list[Cell]) -> list[int]:
 
 def test_heads_are_the_cells_with_an_even_tag() -> None:
     records = [section(row(BEFORE, 0, 1), row(AFTER, 0, 1)), call(), section(), call()]
-    assert find_heads(words_of(*records)).tolist() == starts(*records)
+    assert find_heads(cells_of(*records)).tolist() == starts(*records)
 
 
 def test_no_cells_have_no_heads() -> None:
-    assert find_heads(np.empty((8, 0), dtype=np.uint64)).tolist() == []
+    assert find_heads(np.empty((0, 8), dtype=np.uint64)).tolist() == []
 
 
 @pytest.mark.parametrize("byte", [0, 2, 8, 64, 254, 255])
 def test_text_of_a_path_is_no_head(byte: int) -> None:
     records = [call(), file(bytes([byte]) * 1000), section(row(AFTER, 0, 1)), file(b"x\0"), call()]
-    assert find_heads(words_of(*records)).tolist() == starts(*records)
+    assert find_heads(cells_of(*records)).tolist() == starts(*records)
 
 
 def test_a_path_that_looks_like_a_file_record_hides_nothing() -> None:
     """Its text repeats the very head of a file record, cell by cell."""
     forged = np.array(cells.head("FILE", FILE_CELLS), dtype=np.uint64).tobytes()
     records = [file(b"\0" * 56 + forged * 15), call(), section(row(AFTER, 0, 1))]
-    assert find_heads(words_of(*records)).tolist() == starts(*records)
+    assert find_heads(cells_of(*records)).tolist() == starts(*records)
 
 
 def test_random_text_is_no_head() -> None:
@@ -52,7 +52,7 @@ def test_random_text_is_no_head() -> None:
     for _ in range(200):
         kind = chance.randrange(3)
         records.append([call(), section(row(BEFORE, 0, 1)), file(chance.randbytes(chance.randrange(1024)))][kind])
-    assert find_heads(words_of(*records)).tolist() == starts(*records)
+    assert find_heads(cells_of(*records)).tolist() == starts(*records)
 
 
 class Ring:
@@ -91,24 +91,25 @@ def ring() -> Iterator[Ring]:
     os.close(made.fd)
 
 
-def kinds(words: np.ndarray, heads: np.ndarray) -> list[int]:
-    return (words[1][heads] & np.uint64(0xFF)).tolist()
+def kinds(found: np.ndarray, heads: np.ndarray) -> list[int]:
+    return (found[heads, 1] & np.uint64(0xFF)).tolist()
 
 
-def test_what_is_there_comes_whole_and_once(ring: Ring) -> None:
+def test_what_is_there_comes_whole_and_stays_until_freed(ring: Ring) -> None:
     reader = RingReader(ring.fd, SIZE)
-    assert reader.fill() == 0
+    found, heads = reader.take()
+    assert (len(found), len(heads), reader.free(), reader.waiting) == (0, 0, 0, 0)
     ring.put(call(), section(row(BEFORE, 0, 1)))
-    assert reader.fill() == 4
-    assert reader.fill() == 0
+    assert len(reader.take()[0]) == 4
     ring.put(call())
-    assert reader.fill() == 2
-    words, heads = reader.take()
+    found, heads = reader.take()
     assert heads.tolist() == [0, 2, 4]
-    assert kinds(words, heads) == [KINDS["CALL"], KINDS["SECTION"], KINDS["CALL"]]
-    assert ring.consumed == 6 * CELL_BYTES
-    words, heads = reader.take()
-    assert (words.shape[1], len(heads)) == (0, 0)
+    assert kinds(found, heads) == [KINDS["CALL"], KINDS["SECTION"], KINDS["CALL"]]
+    assert (ring.consumed, reader.waiting) == (0, 6)
+    assert reader.free() == 6
+    assert (ring.consumed, reader.waiting) == (6 * CELL_BYTES, 0)
+    assert reader.free() == 0, "once"
+    del found
     reader.close()
 
 
@@ -116,10 +117,10 @@ def test_reading_goes_round_the_corner(ring: Ring) -> None:
     ring.start_at(5 * SIZE - 3 * CELL_BYTES)
     reader = RingReader(ring.fd, SIZE)
     ring.put(call(), section(row(BEFORE, 4096, 8192), row(AFTER, 4096, 8192)), call())
-    assert reader.fill() == 7
-    words, heads = reader.take()
+    found, heads = reader.take()
     assert heads.tolist() == [0, 2, 5]
-    assert words[1, 3] == 4096
+    assert found[3, 1] == 4096
+    assert reader.free() == 7
     assert ring.consumed == 5 * SIZE + 4 * CELL_BYTES
 
 
@@ -130,40 +131,36 @@ def test_reading_stops_at_a_record_still_being_written(ring: Ring, stale: list[C
     busy = [list(cell) for cell in stale]
     busy[0][0] |= cells.BUSY
     ring.put(call(), busy, call())
-    assert reader.fill() == 2
-    assert ring.consumed == 2 * CELL_BYTES
-    assert reader.fill() == 0
+    assert reader.take()[1].tolist() == [0]
+    assert reader.free() == 2
+    assert (len(reader.take()[0]), reader.free()) == (0, 0)
     ring.data[2 * 8] = stale[0][0]
-    assert reader.fill() == len(stale) + 2
-    assert reader.take()[1].tolist() == [0, 2, 2 + len(stale)]
+    assert reader.take()[1].tolist() == [0, len(stale)]
+    assert reader.free() == len(stale) + 2
 
 
-def test_a_record_that_the_buffer_cuts_waits_for_the_next_time(ring: Ring) -> None:
-    reader = RingReader(ring.fd, SIZE, room=5)
-    ring.put(call(), section(row(BEFORE, 0, 1), row(AFTER, 0, 1), row(AFTER, 1, 2)), call())
-    assert reader.fill() == 2
-    assert reader.room == 3
-    assert reader.take()[1].tolist() == [0]
-    assert reader.fill() == 4
-    assert reader.take()[1].tolist() == [0]
-    assert reader.fill() == 2
-    assert ring.consumed == 8 * CELL_BYTES
+def test_a_record_that_the_limit_cuts_waits_for_the_next_time(ring: Ring) -> None:
+    reader = RingReader(ring.fd, SIZE)
+    ring.put(*[call()] * (LARGEST // 2 - 1), section(row(BEFORE, 0, 1), row(AFTER, 0, 1)), call())
+    assert len(reader.take(5)[1]) == LARGEST // 2 - 1
+    assert reader.free() == LARGEST - 2
+    assert reader.take(5)[1].tolist() == [0, 3]
+    assert reader.free() == 5
 
 
-def test_a_file_record_that_the_buffer_cuts_waits_too(ring: Ring) -> None:
-    reader = RingReader(ring.fd, SIZE, room=FILE_CELLS + 1)
-    ring.put(call(), file(b"\4" * 1000), call())
-    assert reader.fill() == 2
-    reader.take()
-    assert reader.fill() == FILE_CELLS
-    words, heads = reader.take()
-    assert kinds(words, heads) == [KINDS["FILE"]]
-    assert reader.fill() == 2
+def test_a_file_record_that_the_limit_cuts_waits_too(ring: Ring) -> None:
+    reader = RingReader(ring.fd, SIZE)
+    ring.put(*[call()] * (LARGEST // 2 - 1), file(b"\4" * 1000), call())
+    reader.take(5)
+    assert reader.free() == LARGEST - 2
+    found, heads = reader.take(5)
+    assert kinds(found, heads) == [KINDS["FILE"], KINDS["CALL"]]
+    assert reader.free() == FILE_CELLS + 2
 
 
 def test_a_storm_of_records_arrives_complete_and_in_order(ring: Ring) -> None:
     chance = random.Random(11)
-    reader = RingReader(ring.fd, SIZE, room=700)
+    reader = RingReader(ring.fd, SIZE)
     sent, got = 0, []
     while len(got) < 3000:
         while sent < 3000 and int(ring.words[PAGE // 8]) - ring.consumed < SIZE - 20 * CELL_BYTES:
@@ -171,7 +168,7 @@ def test_a_storm_of_records_arrives_complete_and_in_order(ring: Ring) -> None:
             body = [row(BEFORE, sent, sent + 1)] * many
             ring.put([call(cpu_seq=sent), section(*body, cpu_seq=sent), file(b"\0\2" * 300, cpu_seq=sent)][many % 3])
             sent += 1
-        reader.fill()
-        words, heads = reader.take()
-        got += (words[5][heads] >> np.uint64(16)).tolist()
+        found, heads = reader.take(700)
+        got += (found[heads, 5] >> np.uint64(16)).tolist()
+        reader.free()
     assert got == list(range(3000))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cells import AFTER, call, row, section, words_of
+from tests.cells import AFTER, call, cells_of, row, section
 from vmatrace.capture.ring import find_heads
 from vmatrace.capture.sink import Sink
 from vmatrace.errors import UsageError
@@ -21,8 +21,8 @@ def sink(path: Path, max_size: int | None = None) -> Sink:
 def test_a_size_is_held_and_the_rest_is_not_counted(tmp_path: Path) -> None:
     made = sink(tmp_path / "t", 200_000)
     records = [call(cpu=n & 1, cpu_seq=n // 2 + 1, args=(n * 7919,) * 6) for n in range(20_000)]
-    words = words_of(*records)
-    made.write_records(words, find_heads(words))
+    found = cells_of(*records)
+    made.write_records(found, find_heads(found))
     assert made.state == "full"
     made.finish({"reason": made.reason, "records": made.records}, [10_000, 10_000])
     assert (tmp_path / "t").stat().st_size <= 200_000
@@ -53,8 +53,8 @@ def test_a_pipe_is_not_removed(tmp_path: Path) -> None:
 
 def test_a_record_too_big_for_what_is_left_ends_the_trace(tmp_path: Path) -> None:
     made = sink(tmp_path / "t", 60_000)
-    words = words_of(section(*[row(AFTER, n, n + 1) for n in range(5_000)]), call())
-    made.write_records(words, find_heads(words))
+    found = cells_of(section(*[row(AFTER, n, n + 1) for n in range(5_000)]), call())
+    made.write_records(found, find_heads(found))
     assert (made.state, made.records) == ("full", 0)
     made.finish({"reason": made.reason}, [2])
     file = TraceFile(tmp_path / "t")

@@ -71,7 +71,8 @@ class Program:
     def __init__(self, source: str, include: tuple[Path, ...]) -> None:
         self._bcc = load_bcc()
         self._attached: list[str] = []
-        flags = [f"-I{folder}" for folder in include]
+        # bcc optimises what the front end gives it: one pass over the program is enough.
+        flags = [*(f"-I{folder}" for folder in include), "-Xclang", "-disable-llvm-passes"]
         with captured_stderr() as said:
             try:
                 self.bpf: Any = self._bcc.BPF(text=source, cflags=flags)
@@ -86,6 +87,10 @@ class Program:
                 return self.bpf.load_func(function, kind)
             except Exception as error:
                 raise CannotTrace(f"BPF program {function}: {error}", _last_words(said)) from error
+
+    def code(self, function: str) -> bytes:
+        """The compiled instructions of a function, its maps filled in."""
+        return bytes(self.bpf.dump_func(function.encode()))
 
     def attach(self, tracepoint: str, function: str) -> None:
         """Attach a loaded function to a raw tracepoint."""

@@ -6,7 +6,7 @@ Everything is done on whole arrays; only records cut in parts, files and losses 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vmatrace.capture.ring import FILE_CELLS, Places, Words
+from vmatrace.capture.decode_decisions import DecisionDecoder
+from vmatrace.capture.ring import FILE_CELLS, Cells, Places
 from vmatrace.schema import CELLS, KINDS, MISC, ROW_BITS
 
 Column = Any
@@ -50,12 +51,19 @@ class Cloak:
         return out
 
 
+# Words 3 to 7 of the cells that close a walk: fields of the mm at that moment.
+_COVER_WORDS = {
+    "BEFORE": ("acquired", "def_flags", "mm_flags", "brk_before", "start_brk"),
+    "AFTER": ("map_count", "total_vm", "data_vm", "stack_vm", "locked_vm"),
+}
+
+
 @dataclass(slots=True)
 class _Parts:
     """The parts so far of the write section number ``seq`` of an address space."""
 
     seq: int
-    bodies: list[Words]
+    bodies: list[Cells]
 
 
 class Decoder:
@@ -70,46 +78,50 @@ class Decoder:
         self.records = 0
         self.dropped = 0
         self._parts: dict[int, _Parts] = {}
+        self._decide: DecisionDecoder | None = None
 
-    def decode(self, words: Words, heads: Places) -> dict[str, Columns]:
-        """Tables of all records in ``words``; a write section cut in parts appears with its last part."""
+    def expect_decisions(self, hooks: Sequence[str]) -> None:
+        """Records of the decisions layer will come; ``hooks``: the symbol of each probe that is on a file's hook."""
+        self._decide = DecisionDecoder(self.cloak, self._rows, hooks)
+
+    def decode(self, cells: Cells, heads: Places) -> dict[str, Columns]:
+        """Tables of all records in ``cells``; a write section cut in parts appears with its last part."""
         index = np.arange(2 * self.records + 2, 2 * (self.records + len(heads)) + 2, 2, dtype=np.uint64)
         self.records += len(heads)
-        word1 = _take(words, 1, heads)
+        word1 = cells[heads, 1]
         kind = word1.astype(np.uint8)
         in_section = _any_of(kind, "SECTION", "EXEC", "LAST")
         numbers = word1 >> _PART
         parts = None
         if self._parts or bool((in_section & (((word1 >> _BYTE) & _PARTIAL) + numbers != 0)).any()):
-            words, heads, index, parts = self._join(words, heads, index, in_section)
-            kind = _take(words, 1, heads).astype(np.uint8)
+            cells, heads, index, parts = self._join(cells, heads, index, in_section)
+            kind = cells[heads, 1].astype(np.uint8)
             in_section = _any_of(kind, "SECTION", "EXEC", "LAST")
-        decoders: list[tuple[str, Array, Callable[[Words, Places, Array], Columns]]] = [
+        decoders: list[tuple[str, Array, Callable[[Cells, Places, Array], Columns]]] = [
             ("sections", in_section, partial(self._sections, files=heads[kind == KINDS["FILE"]])),
             ("calls", kind == KINDS["CALL"], self._calls),
             ("tasks", _any_of(kind, "FORK", "SPACE_END", "TASK_EXIT"), _tasks),
             ("faults", kind == KINDS["ANON_VMA"], _faults),
             ("files", kind == KINDS["FILE"], self._files),
+            ("decisions", kind == KINDS["DECISION"], self._decisions),
         ]
         tables = {}
         for name, chosen, decode in decoders:
             places = np.flatnonzero(chosen)
             if len(places):
-                tables[name] = decode(words, heads[places], index[places])
+                tables[name] = decode(cells, heads[places], index[places])
                 if name == "sections":
                     tables[name]["parts"] = np.ones(len(places), dtype=np.uint16) if parts is None else parts[places]
         return tables
 
-    def _join(
-        self, words: Words, heads: Places, index: Array, in_section: Array
-    ) -> tuple[Words, Places, Array, Array]:
+    def _join(self, cells: Cells, heads: Places, index: Array, in_section: Array) -> tuple[Cells, Places, Array, Array]:
         """Put the earlier parts of write sections in front of their last part's cells."""
-        pieces: list[Words] = []
+        pieces: list[Cells] = []
         kept: list[int] = []
         parts: list[int] = []
-        ends = [*heads[1:].tolist(), words.shape[1]]
+        ends = [*heads[1:].tolist(), len(cells)]
         for at, (head, end) in enumerate(zip(heads.tolist(), ends, strict=True)):
-            body, count = words[:, head:end], 1
+            body, count = cells[head:end], 1
             if in_section[at]:
                 whole = self._add_part(body)
                 if whole is None:
@@ -118,13 +130,13 @@ class Decoder:
             parts.append(count)
             pieces.append(body)
             kept.append(at)
-        joined = np.concatenate(pieces, axis=1) if pieces else words[:, :0]
-        heads = np.cumsum([0, *(piece.shape[1] for piece in pieces)])[:-1].astype(np.int64)
+        joined = np.concatenate(pieces) if pieces else cells[:0]
+        heads = np.cumsum([0, *map(len, pieces)])[:-1].astype(np.int64)
         return joined, heads, index[kept], np.array(parts, dtype=np.uint16)
 
-    def _add_part(self, body: Words) -> tuple[Words, int] | None:
+    def _add_part(self, body: Cells) -> tuple[Cells, int] | None:
         """The whole section and the number of its parts, once ``body`` is the last and none is missing."""
-        word1, word3 = int(body[1, 0]), int(body[3, 0])
+        word1, word3 = int(body[0, 1]), int(body[0, 3])
         space, seq, number, more = word3 & 0xFFFFFFFF, word3 >> 32, word1 >> 48, bool(word1 >> 8 & 1)
         earlier = self._parts.pop(space, None)
         if earlier is not None and (earlier.seq != seq or len(earlier.bodies) != number):
@@ -138,69 +150,62 @@ class Decoder:
             bodies.append(body.copy())
             self._parts[space] = _Parts(seq, bodies)
             return None
-        cells = [body[:, :1], *(part[:, 1:] for part in bodies), body[:, 1:]]
-        return np.concatenate(cells, axis=1), len(bodies) + 1
+        return np.concatenate([body[:1], *(part[1:] for part in bodies), body[1:]]), len(bodies) + 1
 
-    def _sections(self, words: Array, heads: Array, index: Array, *, files: Places) -> Columns:
+    def _sections(self, cells: Cells, heads: Places, index: Array, *, files: Places) -> Columns:
         """The write sections, their rows, covers and evidence as nested lists."""
         many = len(heads)
-        tag = words[0].astype(np.uint8)
+        tag = cells[:, 0].astype(np.uint8)
         tag[heads] = 0
         for place in files.tolist():  # text must not be taken for tags
             tag[place : place + FILE_CELLS] = 0
-        is_head = np.zeros(len(tag), dtype=np.int32)
-        is_head[heads] = 1
-        owner = np.cumsum(is_head) - 1
         wanted = ("BEFORE", "AFTER", "COVER", "EVIDENCE")
         found = {name: np.flatnonzero(tag == CELLS[f"CELL_{name}"]) for name in wanted}
-        cover_role = (_take(words, 0, found["COVER"]) >> _BYTE).astype(np.uint8)
-        covers = {name: found["COVER"][cover_role == CELLS[f"CELL_{name}"]] for name in ("BEFORE", "AFTER")}
-        word1 = _take(words, 1, heads)
-        kind = word1.astype(np.uint8)
-        columns = _common(words, heads, index) | {
+        is_head = np.zeros(len(tag), dtype=np.int32)
+        is_head[heads] = 1
+        owner = np.cumsum(is_head, dtype=np.int32) - 1
+        head = _columns(cells, heads)
+        kind = head[1].astype(np.uint8)
+        columns = _common(head, index) | {
             "kind": kind,
-            "op_class": (word1 >> np.uint64(16)).astype(np.uint8),
-            "abi": (word1 >> np.uint64(24)).astype(np.uint8),
-            "nr": (word1 >> _HALF).astype(np.uint16),
-            "brk": _take(words, 6, heads),
+            "op_class": (head[1] >> np.uint64(16)).astype(np.uint8),
+            "abi": (head[1] >> np.uint64(24)).astype(np.uint8),
+            "nr": (head[1] >> _HALF).astype(np.uint16),
+            "brk": head[6],
         }
         if (kind == KINDS["EXEC"]).any():
-            columns["comm"] = _comms(kind, _take(words, 7, heads))
-        edge = _edge_cover(words, covers["BEFORE"], owner, many, last=False)
-        for name, word in (("acquired", 3), ("def_flags", 4), ("mm_flags", 5), ("brk_before", 6), ("start_brk", 7)):
-            columns[name] = edge(word)
-        edge = _edge_cover(words, covers["AFTER"], owner, many, last=True)
-        columns["map_count"] = edge(3).astype(np.uint32)
-        for name, word in (("total_vm", 4), ("data_vm", 5), ("stack_vm", 6), ("locked_vm", 7)):
-            columns[name] = edge(word)
-        for name in ("BEFORE", "AFTER"):
-            rows, cover = found[name], covers[name]
-            columns[name.lower()] = (_offsets(owner[rows], many), self._rows(words, rows))
+            columns["comm"] = _comms(kind, head[7])
+        role = (cells[found["COVER"], 0] >> _BYTE).astype(np.uint8)
+        for name, fields in _COVER_WORDS.items():
+            rows, covers = found[name], found["COVER"][role == CELLS[f"CELL_{name}"]]
+            cover, owners = _columns(cells, covers), owner.take(covers)
+            edge = _edge_of(owners, many, last=name == "AFTER")
+            columns |= {field: edge(cover[3 + n]) for n, field in enumerate(fields)}
+            columns[name.lower()] = (_offsets(owner.take(rows), many), self._rows(cells, rows))
             columns[f"{name.lower()}_cover"] = (
-                _offsets(owner[cover], many),
+                _offsets(owners, many),
                 {
-                    "start": _take(words, 1, cover),
-                    "end": _take(words, 2, cover),
-                    "flags": (_take(words, 0, cover) >> np.uint64(16)).astype(np.uint8),
-                    "rows": (_take(words, 0, cover) >> _HALF).astype(np.uint32),
+                    "start": cover[1],
+                    "end": cover[2],
+                    "flags": (cover[0] >> np.uint64(16)).astype(np.uint8),
+                    "rows": (cover[0] >> _HALF).astype(np.uint32),
                 },
             )
-        columns["evidence"] = self._evidence(words, found["EVIDENCE"], owner, many)
+        evidence = found["EVIDENCE"]
+        columns["evidence"] = self._evidence(_columns(cells, evidence), owner.take(evidence), many)
         return columns
 
-    def _rows(self, words: Array, rows: Array) -> Columns:
-        """VMA cells at the positions ``rows``, with the attributes of extra cells behind some."""
-        many = len(rows)
-        bits = (_take(words, 0, rows) >> _HALF).astype(np.uint32)
-        pointers = np.empty((3, many), dtype=np.uint64)
-        for n in range(3):
-            pointers[n] = _take(words, 5 + n, rows)
-        pointers = self.cloak(pointers)
+    def _rows(self, cells: Cells, places: Places) -> Columns:
+        """VMA cells at ``places``, with the attributes of extra cells behind some."""
+        many = len(places)
+        row = _columns(cells, places)
+        bits = (row[0] >> _HALF).astype(np.uint32)
+        pointers = self.cloak(row[5:8])
         columns: Columns = {
-            "start": _take(words, 1, rows),
-            "end": _take(words, 2, rows),
-            "flags": _take(words, 3, rows),
-            "pgoff": _take(words, 4, rows),
+            "start": row[1],
+            "end": row[2],
+            "flags": row[3],
+            "pgoff": row[4],
             "bits": bits & np.uint32(ROW_BITS["ROW_EXTRA"] - 1),
             "object": pointers[0],
             "anon_vma": pointers[1],
@@ -208,67 +213,65 @@ class Decoder:
         }
         has_extra = np.flatnonzero(bits & np.uint32(ROW_BITS["ROW_EXTRA"]))
         if len(has_extra):
-            extra = words[:, np.minimum(rows[has_extra] + 1, words.shape[1] - 1)]
+            extra = cells[np.minimum(places[has_extra] + 1, len(cells) - 1)]
             columns["uffd"] = np.zeros(many, dtype=np.uint64)
-            columns["uffd"][has_extra] = self.cloak(extra[1])
+            columns["uffd"][has_extra] = self.cloak(extra[:, 1])
             columns["policy"] = np.zeros(many, dtype=np.uint64)
-            columns["policy"][has_extra] = extra[2]
-            columns["name"] = _texts(many, has_extra, np.ascontiguousarray(extra[3:8].T))
+            columns["policy"][has_extra] = extra[:, 2]
+            columns["name"] = _texts(many, has_extra, extra[:, 3:8])
         return columns
 
-    def _evidence(self, words: Array, places: Array, owner: Array, many: int) -> tuple[Array, Columns]:
+    def _evidence(self, cell: Array, owner: Array, many: int) -> tuple[Array, Columns]:
         """Evidence cells hold one or two events each: laid out in pairs, then the absent halves taken out."""
-        tags = _take(words, 0, places)
-        what = np.empty((len(places), 2), dtype=np.uint8)
-        what[:, 0] = tags >> _BYTE
-        what[:, 1] = tags >> np.uint64(16)
+        what = np.empty((cell.shape[1], 2), dtype=np.uint8)
+        what[:, 0] = cell[0] >> _BYTE
+        what[:, 1] = cell[0] >> np.uint64(16)
         flat = what.reshape(-1)
         there = np.flatnonzero(flat)
-        pairs = np.empty((3, len(places), 2), dtype=np.uint64)
-        for n in range(3):
-            pairs[n, :, 0] = _take(words, 1 + n, places)
-            pairs[n, :, 1] = _take(words, 4 + n, places)
-        events = [pair.reshape(-1).take(there) for pair in pairs]
-        offsets = _offsets(owner[places][there >> 1], many)
-        return offsets, {
+        events = [np.stack((cell[1 + n], cell[4 + n]), axis=1).reshape(-1).take(there) for n in range(3)]
+        return _offsets(owner.take(there >> 1), many), {
             "what": flat[there],
             "object": self.cloak(events[0]),
             "start": events[1],
             "end": events[2],
         }
 
-    def _calls(self, words: Words, heads: Places, index: Array) -> Columns:
-        word1, file = _take(words, 1, heads), _take(words, 7, heads)
-        columns = _common(words, heads, index) | {
-            "op_class": (word1 >> np.uint64(16)).astype(np.uint8),
-            "abi": (word1 >> np.uint64(24)).astype(np.uint8),
-            "nr": (word1 >> _HALF).astype(np.uint16),
-            "result": _take(words, 6, heads).view(np.int64),
-            **{f"arg{n}": _take(words, 1 + n, heads + 1) for n in range(6)},
+    def _calls(self, cells: Cells, heads: Places, index: Array) -> Columns:
+        head, body = _columns(cells, heads), _columns(cells, heads + 1)
+        columns = _common(head, index) | {
+            "op_class": (head[1] >> np.uint64(16)).astype(np.uint8),
+            "abi": (head[1] >> np.uint64(24)).astype(np.uint8),
+            "nr": (head[1] >> _HALF).astype(np.uint16),
+            "result": head[6].view(np.int64),
+            **{f"arg{n}": body[1 + n] for n in range(6)},
         }
-        if file.any():
-            columns["file"] = self.cloak(file)
+        if head[7].any():
+            columns["file"] = self.cloak(head[7])
         return columns
 
-    def _files(self, words: Words, heads: Places, index: Array) -> Columns:
+    def _decisions(self, cells: Cells, heads: Places, index: Array) -> Columns:
+        assert self._decide is not None
+        return self._decide(cells, heads, _common(_columns(cells, heads), index))
+
+    def _files(self, cells: Cells, heads: Places, index: Array) -> Columns:
         paths = []
-        for head in heads.tolist():
-            body = np.ascontiguousarray(words[:, head : head + FILE_CELLS].T).tobytes()
-            used = int(words[1, head]) >> 32
+        for place in heads.tolist():
+            body = cells[place : place + FILE_CELLS].tobytes()
+            used = int(cells[place, 1]) >> 32
             names = body[72 : 72 + used].split(b"\0")[:-1]
-            paths.append(path_of(names, int(words[0, head + 1]) >> 8, int(words[7, head])))
-        word5, word6 = _take(words, 5, heads), _take(words, 6, heads)
+            paths.append(path_of(names, int(cells[place + 1, 0]) >> 8, int(cells[place, 7])))
+        head = _columns(cells, heads)
         return {
             "index": index,
-            "time": _take(words, 2, heads),
-            "cpu": word5.astype(np.uint16),
-            "cpu_seq": (word5 >> np.uint64(16)).astype(np.uint32),
-            "file": self.cloak(_take(words, 3, heads)),
-            "ino": _take(words, 4, heads),
-            "dev": word6.astype(np.uint32),
-            "mode": (word6 >> _HALF).astype(np.uint16),
-            "fs_magic": _take(words, 7, heads).astype(np.uint32),
-            "hooks": (_take(words, 1, heads) >> _BYTE).astype(np.uint8),
+            "time": head[2],
+            "cpu": head[5].astype(np.uint16),
+            "cpu_seq": (head[5] >> np.uint64(16)).astype(np.uint32),
+            "file": self.cloak(head[3]),
+            "ino": head[4],
+            "dev": head[6].astype(np.uint32),
+            "mode": (head[6] >> _HALF).astype(np.uint16),
+            "fs_magic": head[7].astype(np.uint32),
+            "hooks": (head[1] >> _BYTE).astype(np.uint8),
             "path": paths,
         }
 
@@ -291,10 +294,9 @@ def path_of(names: list[bytes], bits: int, fs_magic: int) -> str:
     return text.decode("utf-8", "backslashreplace")
 
 
-def _take(words: Words, row: int, places: Array) -> Array:
-    """Row ``row`` at ``places``: much quicker than one two-dimensional look-up for several rows."""
-    found: Array = words[row].take(places)
-    return found
+def _columns(cells: Cells, places: Places) -> Array:
+    """The cells at ``places`` as eight contiguous columns. Each cell, a cache line, is fetched once."""
+    return np.ascontiguousarray(cells.take(places, axis=0).T)
 
 
 def _any_of(kind: Array, *names: str) -> Array:
@@ -304,36 +306,37 @@ def _any_of(kind: Array, *names: str) -> Array:
     return chosen
 
 
-def _common(words: Array, heads: Array, index: Array) -> Columns:
-    """The columns all records share (schema.py: when and who)."""
-    word3, word4, word5 = _take(words, 3, heads), _take(words, 4, heads), _take(words, 5, heads)
+def _common(head: Array, index: Array) -> Columns:
+    """The columns all records share (schema.py: when and who), from their head cells' columns."""
     return {
         "index": index,
-        "time": _take(words, 2, heads),
-        "cpu": word5.astype(np.uint16),
-        "cpu_seq": (word5 >> np.uint64(16)).astype(np.uint32),
-        "space": word3.astype(np.uint32),
-        "seq": (word3 >> _HALF).astype(np.uint32),
-        "pid": (word4 >> _HALF).astype(np.uint32),
-        "tid": word4.astype(np.uint32),
+        "time": head[2],
+        "cpu": head[5].astype(np.uint16),
+        "cpu_seq": (head[5] >> np.uint64(16)).astype(np.uint32),
+        "space": head[3].astype(np.uint32),
+        "seq": (head[3] >> _HALF).astype(np.uint32),
+        "pid": (head[4] >> _HALF).astype(np.uint32),
+        "tid": head[4].astype(np.uint32),
     }
 
 
-def _faults(words: Array, heads: Array, index: Array) -> Columns:
-    return _common(words, heads, index) | {"in_section": _take(words, 6, heads).astype(np.uint8)}
+def _faults(cells: Cells, heads: Places, index: Array) -> Columns:
+    head = _columns(cells, heads)
+    return _common(head, index) | {"in_section": head[6].astype(np.uint8)}
 
 
-def _tasks(words: Array, heads: Array, index: Array) -> Columns:
-    kind, word6 = _take(words, 1, heads).astype(np.uint8), _take(words, 6, heads)
+def _tasks(cells: Cells, heads: Places, index: Array) -> Columns:
+    head, body = _columns(cells, heads), _columns(cells, heads + 1)
+    kind = head[1].astype(np.uint8)
     fork = kind == KINDS["FORK"]
     names = ("map_count", "total_vm", "data_vm", "stack_vm", "locked_vm", "def_flags", "brk")
-    return _common(words, heads, index) | {
+    return _common(head, index) | {
         "kind": kind,
-        "parent_space": np.where(fork, word6 & _LOW32, 0),
-        "parent_seq": np.where(fork, word6 >> _HALF, 0),
-        "parent_tid": np.where(fork, _take(words, 7, heads) & _LOW32, 0),
-        "exit_code": np.where(kind == KINDS["TASK_EXIT"], word6, 0),
-        **{name: np.where(fork, _take(words, 1 + n, heads + 1), 0) for n, name in enumerate(names)},
+        "parent_space": np.where(fork, head[6] & _LOW32, 0),
+        "parent_seq": np.where(fork, head[6] >> _HALF, 0),
+        "parent_tid": np.where(fork, head[7] & _LOW32, 0),
+        "exit_code": np.where(kind == KINDS["TASK_EXIT"], head[6], 0),
+        **{name: np.where(fork, body[1 + n], 0) for n, name in enumerate(names)},
     }
 
 
@@ -344,21 +347,21 @@ def _offsets(owner: Array, many: int) -> Array:
     return out
 
 
-def _edge_cover(words: Array, found: Array, owner: Array, many: int, *, last: bool) -> Callable[[int], Array]:
-    """A word of the first or last of each section's cover cells; 0 where it has none."""
-    owners = owner[found]
-    if len(found) == many and bool((owners == np.arange(many)).all()):
-        return lambda word: _take(words, word, found)
-    place = np.searchsorted(owners, np.arange(many), side="right" if last else "left") - (1 if last else 0)
-    place = np.clip(place, 0, max(len(found) - 1, 0))
-    there = owners[place] == np.arange(many) if len(found) else np.zeros(many, dtype=bool)
+def _edge_of(owners: Array, many: int, *, last: bool) -> Callable[[Array], Array]:
+    """Picks of a column of cover cells the first or last of each of ``many`` sections; 0 where it has none."""
+    sections = np.arange(many)
+    if len(owners) == many and bool((owners == sections).all()):
+        return lambda column: column
+    place = np.searchsorted(owners, sections, side="right" if last else "left") - (1 if last else 0)
+    place = np.clip(place, 0, max(len(owners) - 1, 0))
+    there = owners[place] == sections if len(owners) else np.zeros(many, dtype=bool)
 
-    def word_of(word: int) -> Array:
+    def pick(column: Array) -> Array:
         out = np.zeros(many, dtype=np.uint64)
-        out[there] = _take(words, word, found[place[there]])
+        out[there] = column[place[there]]
         return out
 
-    return word_of
+    return pick
 
 
 def _comms(kind: Array, arg: Array) -> list[str]:

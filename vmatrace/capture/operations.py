@@ -16,8 +16,10 @@ import numpy as np
 
 from vmatrace import btf as kernel_btf
 from vmatrace.capture.bcc import Program
+from vmatrace.capture.decisions import SOURCES as DECISION_SOURCES
 from vmatrace.capture.headers import write_headers
-from vmatrace.capture.ring import RingReader, Words
+from vmatrace.capture.parameters import decisions_header
+from vmatrace.capture.ring import Cells, RingReader
 from vmatrace.errors import CannotTrace
 from vmatrace.resources import bpf_dir
 from vmatrace.schema import MISC, OP_CLASSES
@@ -44,16 +46,23 @@ FIRST_OWN_SPACE = 1 << 24
 
 
 class Operations:
-    """A loaded operations layer. ``attach`` arms it; ``close`` detaches everything."""
+    """A loaded operations layer. ``attach`` arms it; ``close`` detaches everything.
 
-    def __init__(self, *, ring_bytes: int = 16 << 20, max_spaces: int = 1024) -> None:
+    ``decisions``: the programs of the decisions layer are compiled too (`vmatrace.capture.decisions` attaches them).
+    """
+
+    def __init__(self, *, ring_bytes: int = 16 << 20, max_spaces: int = 1024, decisions: bool = False) -> None:
         btf = kernel_btf.load()
+        parts = [f"operations/{part}" for part in SOURCES]
         page = os.sysconf("SC_PAGE_SIZE")
         with tempfile.TemporaryDirectory(prefix="vmatrace-") as folder:
             root = write_headers(Path(folder), btf, ring_pages=ring_bytes // page, max_spaces=max_spaces)
+            if decisions:
+                (root / "vmatrace_decisions.h").write_text(decisions_header(btf))
+                parts += [f"decisions/{part}" for part in DECISION_SOURCES]
             os.environ["BCC_KERNEL_SOURCE"] = str(root)
             try:
-                source = "\n".join((bpf_dir() / "operations" / part).read_text() for part in SOURCES)
+                source = "\n".join((bpf_dir() / part).read_text() for part in parts)
                 self.program = Program(source, (root, bpf_dir()))
             finally:
                 del os.environ["BCC_KERNEL_SOURCE"]
@@ -112,7 +121,7 @@ class Operations:
         """Number and write sections so far of the address spaces that are alive."""
         return [(int(leaf.id), int(leaf.seq)) for leaf in self._spaces.values()]
 
-    def snapshot(self) -> Words:
+    def snapshot(self) -> Cells:
         """All VMAs of all traced thread groups, a row of SNAPSHOT_WORDS words each."""
         if self._iterator is None:  # loaded when first needed: the verifier takes its time over it
             self._iterator = int(self.program.load("bpf_iter__task_vma", tracing=True).fd)
@@ -125,6 +134,10 @@ class Operations:
         table = self.program.table("counts")
         names = {"records": "COUNT_RECORDS", "lost": "COUNT_LOST", "no_space": "COUNT_NO_SPACE"}
         return {name: [int(value) for value in table[MISC[key]]] for name, key in names.items()}
+
+    def forget(self) -> None:
+        """Trace no address space any more."""
+        self._spaces.clear()
 
     def detach(self) -> None:
         """Disarm all hooks; what the ring holds can still be read."""

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from vmatrace.capture import target as targets
+from vmatrace.capture.decisions import Decisions, decisions_wanted
 from vmatrace.capture.headers import deaths_are_seen
 from vmatrace.capture.interrupts import Interrupts
 from vmatrace.capture.limits import SysctlWatch, process_limits
@@ -32,9 +33,10 @@ from vmatrace.capture.sink import Sink
 from vmatrace.capture.snapshot import SpaceView, find_place, snapshot_tables, split_views
 from vmatrace.errors import CannotTrace, UsageError, VmatraceError
 from vmatrace.fingerprint import live_profile
+from vmatrace.schema import CELL_BYTES
 
 FLUSH_NS = 500_000_000
-CHUNK_CELLS = 1 << 17
+CHUNK_CELLS = 1 << 16
 POLL_S = 0.01
 SNAPSHOT_TRIES = 10
 
@@ -53,6 +55,7 @@ class Wanted:
     max_size: int | None = None
     ring_bytes: int = 16 << 20
     max_spaces: int = 1024
+    layer: str = "auto"
 
 
 @dataclass(slots=True)
@@ -82,9 +85,11 @@ class Session:
         self.say = say
         self.outcome = Outcome(wanted.output)
         self.layer: Operations
+        self.decisions: Decisions | None = None
         self.sink: Sink
         self._flushed = time.monotonic_ns()
         self._lost_seen = 0
+        self._chunk = min(CHUNK_CELLS, wanted.ring_bytes // CELL_BYTES // 4)
         self._sysctls = SysctlWatch()
         self._interrupts = Interrupts(1 if wanted.command else 0)
 
@@ -96,6 +101,7 @@ class Session:
             check_namespace("-p" if self.wanted.pids else "--all")
         self._pids = thread_groups(self.wanted.pids)
         check_output(self.wanted.output, self.wanted.force)
+        plan = decisions_wanted(self.wanted.layer, btf)
         child = targets.start(self.wanted.command, self.wanted.user) if self.wanted.command else None
         try:
             with self._interrupts.caught():
@@ -103,10 +109,14 @@ class Session:
                 with ThreadPoolExecutor(1) as beside:
                     profile = beside.submit(lambda: live_profile(btf))
                     self.layer = Operations(
-                        ring_bytes=self.wanted.ring_bytes, max_spaces=self.wanted.max_spaces
+                        ring_bytes=self.wanted.ring_bytes,
+                        max_spaces=self.wanted.max_spaces,
+                        decisions=bool(plan),
                     )
                     try:
                         self.profile = profile.result()
+                        if plan:
+                            self.decisions = Decisions(self.layer.program, plan, btf)
                     except BaseException:
                         self.layer.close()
                         raise
@@ -115,6 +125,8 @@ class Session:
                     self._begin(child)
                     self._record(child)
                 finally:
+                    if self.decisions:
+                        self.decisions.close()
                     self.layer.close()
                 if child:
                     self._wait(child)
@@ -127,6 +139,8 @@ class Session:
 
     def _begin(self, child: targets.Target | None) -> None:
         """Open the file, arm the hooks, let the command go; where that fails, leave no file behind."""
+        if self.decisions:
+            self.decisions.attach()
         self._open(child)
         try:
             self._start(child)
@@ -141,7 +155,8 @@ class Session:
             "command": list(self.wanted.command),
             "pids": [child.pid] if child else list(self._pids),
             "everything": self.wanted.everything,
-            "layers": ["operations"],
+            "layers": ["operations", "decisions"] if self.decisions else ["operations"],
+            **({"decisions": self.decisions.header()} if self.decisions else {}),
             "evidence": {"births": True, "deaths": self._deaths},
             "clocks": {"monotonic": time.monotonic_ns(), "realtime": time.time_ns()},
             "cpus": os.cpu_count(),
@@ -153,6 +168,8 @@ class Session:
             max_size=self.wanted.max_size,
             spaces=self.wanted.max_spaces,
         )
+        if self.decisions:
+            self.sink.decoder.expect_decisions(self.decisions.hooks())
 
     def _start(self, child: targets.Target | None) -> None:
         self.layer.attach()
@@ -202,13 +219,12 @@ class Session:
         return wanted
 
     def _place(self, views: list[SpaceView], introduce: bool) -> None:
-        """Everything older is written first; what the ring holds now may be newer than a view."""
-        self._flush()
-        self.layer.ring.fill()
-        words, heads = self.layer.ring.take()
+        """Among what the ring holds now: some of it may be newer than a view."""
+        cells, heads = self.layer.ring.take()
         base = self.sink.records
-        indices = [2 * (base + find_place(words, heads, view.space, view.seq)) + 1 for view in views]
-        self.sink.write_records(words, heads)
+        indices = [2 * (base + find_place(cells, heads, view.space, view.seq)) + 1 for view in views]
+        self.sink.write_records(cells, heads)
+        self.layer.ring.free()
         tables = snapshot_tables(views, indices, self.sink.cloak, introduce=introduce)
         self.sink.write(tables, size=sum(view.rows.nbytes for view in views))
 
@@ -267,20 +283,20 @@ class Session:
             self.say("waiting for the command; once more detaches and ends the recording")
 
     def _drain(self) -> bool:
-        """Take what the ring holds; write each half second, or when the buffer fills. True: come again."""
-        ring = self.layer.ring
-        came = ring.fill()
-        if ring.filled >= CHUNK_CELLS:
-            self._flush()
+        """Write what the ring holds each half second, or when it is a quarter full. True: come again at once."""
         now = time.monotonic_ns()
+        full = self.layer.ring.waiting >= self._chunk
+        if full or now - self._flushed >= FLUSH_NS:
+            self._flush()
         if now - self._flushed >= FLUSH_NS:
             self._flushed = now
-            self._flush()
             self._watch()
-        return came > CHUNK_CELLS // 4
+        return full
 
-    def _flush(self) -> None:
-        self.sink.write_records(*self.layer.ring.take())
+    def _flush(self) -> int:
+        """Write a chunk of records, whose room in the ring is free afterwards; return how many cells that were."""
+        self.sink.write_records(*self.layer.ring.take(self._chunk))
+        return self.layer.ring.free()
 
     def _watch(self) -> None:
         """Twice a second: losses, changed sysctls."""
@@ -325,17 +341,21 @@ class Session:
                 rows = self.layer.snapshot()
                 alive = set((rows[rows[:, 2] != 0, 0] >> np.uint64(32)).tolist())
         self.layer.detach()
-        counts, spaces = self.layer.counts(), self.layer.space_seqs()
+        spaces, missed = self.layer.space_seqs(), 0
+        if self.decisions:
+            self.layer.forget()
+            missed = self.decisions.misses()
+            self.decisions.close()
+        counts = self.layer.counts()
         if no_room := sum(counts["no_space"]):
             self.outcome.trouble.append(
                 VmatraceError(
                     f"{no_room} address spaces found no room and were not traced", "trace fewer processes"
                 )
             )
-        self._flush()
-        while self.layer.ring.fill():
-            self._flush()
-        lost = sum(counts["lost"]) + self.sink.decoder.dropped
+        while self._flush():
+            pass
+        lost = sum(counts["lost"]) + self.sink.decoder.dropped + missed
         if lost > self._lost_seen:
             self._note_loss(lost - self._lost_seen)
         self.outcome.alive = tuple(sorted(alive))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +10,7 @@ import numpy as np
 
 from vmatrace import tracefile
 from vmatrace.capture.decode import Cloak, Columns, Decoder
-from vmatrace.capture.ring import Places, Words
+from vmatrace.capture.ring import Cells, Places
 from vmatrace.errors import CannotTrace, UsageError, VmatraceError
 from vmatrace.schema import CELL_BYTES
 
@@ -61,23 +59,23 @@ class Sink:
         if self.path.is_file():
             self.path.unlink()
 
-    def write_records(self, words: Words, heads: Places) -> None:
+    def write_records(self, cells: Cells, heads: Places) -> None:
         """Decode and write; where room is short, by pieces, so that the last one fits. The rest is dropped."""
         at = 0
         while at < len(heads) and self.state == "writing":
             room, why = self._room()
             many = max(0, room) // CELL_BYTES  # a cell takes less in the file than in the ring
             end = len(heads)
-            if words.shape[1] - heads[at] > many:
+            if len(cells) - heads[at] > many:
                 end = int(np.searchsorted(heads, heads[at] + many, side="right")) - 1
             if end <= at:
                 self._stop(why)
                 break
             first = int(heads[at])
-            last = int(heads[end]) if end < len(heads) else words.shape[1]
-            self.write(self.decoder.decode(words[:, first:last], heads[at:end] - first))
+            last = int(heads[end]) if end < len(heads) else len(cells)
+            self.write(self.decoder.decode(cells[first:last], heads[at:end] - first))
             at = end
-        for word in words[5][heads[at:]].tolist():
+        for word in cells[heads[at:], 5].tolist():
             self._first_unwritten.setdefault(word & 0xFFFF, word >> 16 & 0xFFFFFFFF)
 
     def write(self, tables: Mapping[str, Columns], size: int = 0) -> None:
@@ -111,10 +109,9 @@ class Sink:
         room, why = 1 << 62, ""
         if self._max_size is not None:
             room, why = self._max_size - self.writer.bytes_written, "the trace reached --max-size"
-        with contextlib.suppress(OSError):  # a folder may be renamed meanwhile
-            disk = shutil.disk_usage(self.path) if self.path.is_file() else None
-            if disk and (free := disk.free - min(FREE_RESERVE, disk.total // 20)) < room:
-                room, why = free, "the disk is nearly full"
+        disk = self.writer.disk()
+        if disk and (free := disk[0] - min(FREE_RESERVE, disk[1] // 20)) < room:
+            room, why = free, "the disk is nearly full"
         return room - self._held_back, why
 
     def _stop(self, why: str) -> None:

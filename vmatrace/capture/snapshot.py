@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vmatrace.capture.decode import Cloak, Columns
-from vmatrace.capture.ring import Places, Words
+from vmatrace.capture.ring import Cells, Places
 from vmatrace.schema import KINDS
 
 ADDRESS_END = 2**64 - 1
@@ -29,10 +29,10 @@ class SpaceView:
     space: int
     seq: int
     consistent: bool
-    rows: Words
+    rows: Cells
 
 
-def split_views(rows: Words) -> list[SpaceView]:
+def split_views(rows: Cells) -> list[SpaceView]:
     """One view per address space; tasks that share one (CLONE_VM) give it once."""
     views: dict[int, SpaceView] = {}
     who = rows[:, 0]
@@ -51,10 +51,10 @@ def split_views(rows: Words) -> list[SpaceView]:
     return list(views.values())
 
 
-def find_place(words: Words, heads: Places, space: int, seq: int) -> int:
+def find_place(cells: Cells, heads: Places, space: int, seq: int) -> int:
     """How many records stand before the first write section of ``space`` that is later than ``seq``."""
-    kind = words[1][heads].astype(np.uint8)
-    word = words[3][heads]
+    kind = cells[heads, 1].astype(np.uint8)
+    word = cells[heads, 3]
     later = (kind == KINDS["SECTION"]) | (kind == KINDS["LAST"])
     later &= word.astype(np.uint32) == space
     later &= (word >> np.uint64(32)) > seq
@@ -112,7 +112,7 @@ def snapshot_tables(views: list[SpaceView], indices: list[int], cloak: Cloak, *,
     return tables
 
 
-def _rows(rows: Words, cloak: Cloak) -> Columns:
+def _rows(rows: Cells, cloak: Cloak) -> Columns:
     return {
         "start": rows[:, 5],
         "end": rows[:, 6],

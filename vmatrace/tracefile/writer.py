@@ -20,6 +20,7 @@ Columns = Mapping[str, Any]
 
 _WRITE_OPTIONS: Final = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
 _IOV_MAX: Final = 512
+_PIECE: Final = 1 << 20
 # pyarrow would import pandas to tell these, and for any list or array given to pa.array.
 _DTYPES: Final = {"u8": np.uint8, "u16": np.uint16, "u32": np.uint32, "u64": np.uint64, "i64": np.int64}
 
@@ -38,13 +39,15 @@ class TraceWriter:
         self._schema = arrow_schema(header)
         self._parts: list[Any] = []
         self._fd = _create(self.path, force)
+        self._regular = stat.S_ISREG(os.fstat(self._fd).st_mode)
         # Arrow holds its schema message back until the first batch; the header must be there at once.
         head = self._schema.serialize()
         self._skip = len(head)
         self._write_out([head])
-        self._stream = pa.ipc.new_stream(
-            pa.PythonFile(_Collector(self._parts), "w"), self._schema, options=_WRITE_OPTIONS
-        )
+        # Arrow writes hundreds of small pieces a batch: gathered on its side, they come as few.
+        self._gathered = pa.BufferedOutputStream(pa.PythonFile(_Collector(self._parts), "w"), _PIECE)
+        self._stream = pa.ipc.new_stream(self._gathered, self._schema, options=_WRITE_OPTIONS)
+        self._empty = {name: _one_row(_struct(fields, {})) for name, fields in self._all_tables()}
 
     def write(self, tables: Mapping[str, Columns]) -> None:
         """Write one batch: table name -> column name -> values; what is missing is empty, or zeros.
@@ -52,14 +55,15 @@ class TraceWriter:
         A column is a NumPy array, text a list of str or an Arrow array, and a list column a pair
         ``(offsets, columns of its elements)`` with one offset more than the table has rows.
         """
-        arrays = [_one_row(_struct(fields, tables.get(name, {}))) for name, fields in self._tables.items()]
-        self._put([*arrays, _one_row(_struct(END_FIELDS, {}))])
+        unknown = tables.keys() - self._tables.keys()
+        if unknown:
+            raise ValueError(f"no such tables: {sorted(unknown)}")
+        self._put({name: _one_row(_struct(self._tables[name], columns)) for name, columns in tables.items()})
 
     def finish(self, end: Mapping[str, Any]) -> None:
         """Write the end mark (keys of ``END_FIELDS``) and close: the trace is complete."""
         columns = {name: _end_column(value) for name, value in end.items()}
-        arrays = [_one_row(_struct(fields, {})) for fields in self._tables.values()]
-        self._put([*arrays, _one_row(_struct(END_FIELDS, columns, rows=1))])
+        self._put({"end": _one_row(_struct(END_FIELDS, columns, rows=1))})
         self._stream.close()
         self._flush()
         self.close()
@@ -70,17 +74,30 @@ class TraceWriter:
             os.close(self._fd)
             self._fd = -1
 
+    def disk(self) -> tuple[int, int] | None:
+        """Bytes free and in all on the file's disk; None for a pipe or a device."""
+        if self._fd < 0 or not self._regular:
+            return None
+        found = os.fstatvfs(self._fd)
+        return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+
     def __enter__(self) -> TraceWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _put(self, arrays: list[pa.Array]) -> None:
-        self._stream.write_batch(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
+    def _all_tables(self) -> list[tuple[str, Sequence[Field]]]:
+        return [*self._tables.items(), ("end", END_FIELDS)]
+
+    def _put(self, arrays: dict[str, pa.Array]) -> None:
+        """One batch of the given tables; the others have no rows in it."""
+        columns = list({**self._empty, **arrays}.values())
+        self._stream.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema))
         self._flush()
 
     def _flush(self) -> None:
+        self._gathered.flush()
         parts = [memoryview(part).cast("B") for part in self._parts]
         self._parts.clear()
         while self._skip:
@@ -163,7 +180,7 @@ def _create(path: Path, force: bool) -> int:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
     try:
         if mode and not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
-            return os.open(path, flags)
+            return os.open(path, flags | os.O_NOFOLLOW)
         if mode and not force:
             raise UsageError(f"{path} exists already", "choose another name with -o, or add --force")
         if mode and not stat.S_ISDIR(mode):
