@@ -12,8 +12,12 @@ from vmatrace.cli import common
 from vmatrace.cli.common import Format, FormatOption
 from vmatrace.errors import EXIT_OK, UsageError
 from vmatrace.ingest import Trace
-from vmatrace.report.events import render_event
-from vmatrace.timeline import event_columns, iter_events
+from vmatrace.replay import run
+from vmatrace.report.adoption import adoption_lines
+from vmatrace.report.events import refusal_reasons, render_event
+from vmatrace.timeline import adoption, event_columns, iter_events
+
+_ATTEMPTS = frozenset(("merge_attempt", "merge_refused"))
 
 
 def command(
@@ -26,8 +30,8 @@ def command(
         str | None,
         typer.Option(
             "--kind",
-            help="Only these kinds, with commas: merge split unmap new copy grow change mmap_prepare "
-            "anon_vma fork exec exit error other call.",
+            help="Only these kinds, with commas: merge split unmap new copy grow change mmap_prepare compat_mmap "
+            "merge_attempt merge_refused anon_vma fork exec exit error other call.",
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", "-n", min=0, help="Stop after so many.")] = None,
@@ -38,17 +42,34 @@ def command(
     if opened.warning:
         common.print_warning(f"{trace}: {opened.warning}")
     kinds = [word for word in (kind or "").replace(" ", ",").split(",") if word]
-    events = itertools.islice(iter_events(opened, pid, kinds, _address(addr)), limit)
+    _check_layer(opened, kinds)
+    reasons = refusal_reasons(run(opened)) if _ATTEMPTS.intersection(kinds) and opened.decisions.present else {}
+    events = itertools.islice(iter_events(opened, pid, kinds, _address(addr), reasons), limit)
+    table = adoption(opened, pid) if "mmap_prepare" in kinds else None
     if format is Format.json:
-        common.print_json({"schema": 1, "events": list(events)})
+        extra = {} if table is None else {"adoption": [row.document() for row in table]}
+        common.print_json({"schema": 1, "events": list(events), **extra})
     elif format is Format.csv:
         common.print_csv(event_columns(), events)
     else:
         for event in events:
             print(render_event(event))
+        for line in adoption_lines(table) if table is not None else ():
+            print(line)
     if opened.lost_records:
         common.print_warning(f"{opened.lost_records} records were lost: events are missing")
     return EXIT_OK
+
+
+def _check_layer(trace: Trace, kinds: list[str]) -> None:
+    """Say what a trace without the decisions layer cannot tell."""
+    if trace.decisions.present:
+        return
+    if _ATTEMPTS.intersection(kinds):
+        common.print_warning(f"{trace.path}: no decisions layer, so no merge attempts: only their effects were seen")
+        common.note("hint: `vmatrace doctor` says whether this kernel lets it be recorded")
+    elif "mmap_prepare" in kinds:
+        common.print_warning(f"{trace.path}: no decisions layer, so hooks are inferred from the files")
 
 
 def _address(text: str | None) -> int | None:

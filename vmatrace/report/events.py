@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from vmatrace.errors import escape
+from vmatrace.replay import ReplayResult
 
 
 def render_event(event: dict[str, Any]) -> str:
@@ -16,6 +18,8 @@ def render_event(event: dict[str, Any]) -> str:
         words.append("in " + _call(event))
     if event["text"]:
         words.append(escape(event["text"]))
+    if event["reasons"]:
+        words.append("- " + "; ".join(reason_text(reason) for reason in event["reasons"]))
     return " ".join(word for word in words if word).rstrip()
 
 
@@ -28,14 +32,35 @@ def _what(event: dict[str, Any]) -> str:
         return f"{cut} of {event['object']}, {side}"
     if kind == "merge":
         victims = ", ".join(str(victim) for victim in event["victims"])
-        return f"{where} {event['side'] or ''} survivor {event['object']}" + (
-            f" victims {victims}" if victims else ""
-        )
-    if kind == "mmap_prepare":
-        return f"{where} {escape(str(event['file']['path']))} (inferred)"
+        return f"{where} {event['side'] or ''} survivor {event['object']}" + (f" victims {victims}" if victims else "")
+    if kind in ("mmap_prepare", "compat_mmap"):
+        return f"{where} {_hook(event)}".strip()
+    if kind in ("merge_attempt", "merge_refused"):
+        return f"{where} by {event['function']}"
     if kind == "error":
         return str(event["errno"])
     return f"{where} {event['object'] or ''}".strip()
+
+
+def _hook(event: dict[str, Any]) -> str:
+    """The file and its hook, and what the hook changed."""
+    path = escape(str(event["file"]["path"]))
+    if not event["function"]:
+        return f"{path} (inferred)"
+    changed = [f"+{name}" for name in event["set"] or ()] + [f"-{name}" for name in event["cleared"] or ()]
+    return " ".join([path, f"by {event['function']}", *changed])
+
+
+def refusal_reasons(result: ReplayResult) -> dict[int, list[dict[str, Any]]]:
+    """Every condition that refused each merge attempt, by the index of the decision."""
+    return {v.place: [each._asdict() for each in v.refusals] for v in result.decisions if v.refusals}
+
+
+def reason_text(reason: Mapping[str, Any]) -> str:
+    """Why a merge attempt was refused: the side, the condition and its rule with the commit that made it."""
+    side = f"{reason['side']}: " if reason["side"] else ""
+    cited = f" [{reason['rule']}{', ' + reason['commit'] if reason['commit'] else ''}]" if reason["rule"] else ""
+    return escape(f"{side}{reason['text']}{cited}")
 
 
 def _call(event: dict[str, Any]) -> str:

@@ -3,18 +3,18 @@ spaces."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 
 from vmatrace.errors import UsageError, nearest
-from vmatrace.ingest import Effect, Operation, Trace, errno_name
+from vmatrace.ingest import Decision, Effect, Operation, Trace, errno_name
 from vmatrace.ingest import match as matching
 from vmatrace.schema import FILE_BITS
 from vmatrace.timeline.document import file_document, hooks_document, short_id
 from vmatrace.timeline.space import Event, Timeline
-from vmatrace.vma import Vma
+from vmatrace.vma import Vma, flag_names
 
 EVENT_KINDS: Final = {
     "merge": "a merge step succeeded; side: where the survivor lay, victims: the VMAs it swallowed",
@@ -24,7 +24,10 @@ EVENT_KINDS: Final = {
     "copy": "a VMA was born as the copy of another (mremap)",
     "grow": "a VMA took free address space: brk, mremap in place, a stack",
     "change": "VMAs changed in place: flags, policy, name",
-    "mmap_prepare": "a mapping of a file that has this hook (inferred from the file)",
+    "mmap_prepare": "a file's mmap_prepare hook was called; without the decisions layer: a file that has it was mapped",
+    "compat_mmap": "mmap_prepare was called for a stacked file, by the compatibility layer",
+    "merge_attempt": "the kernel tried to merge (decisions layer; only where it is asked for)",
+    "merge_refused": "a merge attempt that found no neighbour to merge with, and why (only where it is asked for)",
     "anon_vma": "a VMA of this address space gained an anon_vma (which one is not told)",
     "fork": "an address space was born as a copy",
     "exec": "an address space was born for a new program",
@@ -37,9 +40,17 @@ EVENT_KINDS: Final = {
 
 _COLUMNS: Final = (
     "time", "pid", "tid", "space", "op", "kind", "syscall", "start", "end", "side", "address", "new_side",
-    "object", "new", "victims", "args", "result", "errno", "file", "hooks", "text",
+    "object", "new", "victims", "args", "result", "errno", "file", "hooks", "function", "set", "cleared", "reasons",
+    "text",
 )  # fmt: skip
+_ON_REQUEST: Final = frozenset(("call", "merge_attempt", "merge_refused"))
+_ATTEMPTS: Final = frozenset(("merge_attempt", "merge_refused"))
+_HOOKS: Final = frozenset(("mmap_prepare", "compat_mmap"))
 _EFFECT_KINDS: Final = ("merge", "split", "unmap", "new", "copy", "grow")
+
+
+Reasons = Mapping[int, Sequence[Mapping[str, Any]]]
+_NO_REASONS: Final[Reasons] = {}
 
 
 def event_columns() -> tuple[str, ...]:
@@ -48,16 +59,26 @@ def event_columns() -> tuple[str, ...]:
 
 
 def iter_events(
-    trace: Trace, pid: int | None = None, kinds: Collection[str] = (), address: int | None = None
+    trace: Trace,
+    pid: int | None = None,
+    kinds: Collection[str] = (),
+    address: int | None = None,
+    reasons: Reasons = _NO_REASONS,
 ) -> Iterator[dict[str, Any]]:
     """The events in order; of one process, of some kinds, or those at one address.
 
     Each is a dict with the keys of `event_columns`: times in ns since the first record, None for what an
-    event of its kind has not. Raises UsageError for a process or kind that is not known.
+    event of its kind has not. ``reasons``: why merge attempts were refused, by the index of the decision. A refused
+    attempt is an attempt too. Raises UsageError for a process or kind that is not known.
     """
     _check(trace, pid, kinds)
-    wanted = set(kinds) or set(EVENT_KINDS) - {"call"}
-    found = _at_address(trace, pid, address) if address is not None else _in_order(trace, pid, wanted)
+    wanted = set(kinds) or set(EVENT_KINDS) - _ON_REQUEST
+    if "merge_attempt" in wanted:
+        wanted.add("merge_refused")
+    if address is not None:
+        found = _at_address(trace, pid, address, wanted, reasons)
+    else:
+        found = _in_order(trace, pid, wanted, reasons)
     return (event for event in found if event["kind"] in wanted)
 
 
@@ -74,7 +95,7 @@ def _kind_hint() -> str:
     return "kinds are " + ", ".join(EVENT_KINDS)
 
 
-def _in_order(trace: Trace, pid: int | None, wanted: set[str]) -> Iterator[dict[str, Any]]:
+def _in_order(trace: Trace, pid: int | None, wanted: set[str], reasons: Reasons) -> Iterator[dict[str, Any]]:
     rows = _candidates(trace, wanted)
     gains = _gains(trace, pid) if "anon_vma" in wanted else []
     order = trace.operations.order
@@ -85,7 +106,8 @@ def _in_order(trace: Trace, pid: int | None, wanted: set[str]) -> Iterator[dict[
             at += 1
         operation = trace.operation(row)
         if pid is None or operation.pid == pid:
-            yield from events_of(operation, trace)
+            yield from _decision_events(trace, row, operation, wanted, reasons)
+            yield from _events_of(operation, trace)
     yield from (event for _, event in gains[at:])
 
 
@@ -101,6 +123,9 @@ def _candidates(trace: Trace, wanted: set[str]) -> Any:
     for name in ("fork", "exec", "exit"):
         if name in wanted:
             keep |= table.kind == matching.KIND_NAMES.index(name)
+    if wanted & (_HOOKS | _ATTEMPTS) and len(trace.decisions):
+        made = trace.decisions.op
+        keep[made[made >= 0]] = True
     calls = table.call >= 0
     if "error" in wanted:
         result = np.zeros(len(table), np.int64)
@@ -125,7 +150,7 @@ def _gains(trace: Trace, pid: int | None) -> list[tuple[int, dict[str, Any]]]:
     return sorted(found, key=lambda item: item[0])
 
 
-def events_of(operation: Operation, trace: Trace) -> Iterator[dict[str, Any]]:
+def _events_of(operation: Operation, trace: Trace) -> Iterator[dict[str, Any]]:
     """The events of one operation."""
     if operation.raw_args:
         yield _of(operation, trace, "call")
@@ -138,14 +163,67 @@ def events_of(operation: Operation, trace: Trace) -> Iterator[dict[str, Any]]:
         yield _of(operation, trace, effect.kind, **_effect_fields(effect))
     if operation.kind in ("call", "other") and operation.changed and not operation.detail:
         yield _of(operation, trace, "change", text=_changes(operation))
-    mapped = _mapped_file(operation)
-    if mapped is not None:
-        info = trace.file_info(mapped.file)
-        if info is not None and info.hooks & FILE_BITS["FILE_MMAP_PREPARE"]:
-            yield _of(
-                operation, trace, "mmap_prepare", start=mapped.start, end=mapped.end,
-                file=file_document(info), hooks=hooks_document(info),
-            )  # fmt: skip
+    if not trace.decisions.sees("MMAP_PREPARE"):
+        yield from _inferred_hook(operation, trace)
+
+
+def _inferred_hook(operation: Operation, trace: Trace) -> Iterator[dict[str, Any]]:
+    """Without a probe on the hooks: a file that has mmap_prepare was mapped."""
+    mapped = mapped_file(operation)
+    info = trace.file_info(mapped.file) if mapped is not None else None
+    if mapped is not None and info is not None and info.hooks & FILE_BITS["FILE_MMAP_PREPARE"]:
+        yield _of(
+            operation, trace, "mmap_prepare", start=mapped.start, end=mapped.end,
+            file=file_document(info), hooks=hooks_document(info),
+        )  # fmt: skip
+
+
+# ---- decisions ----
+
+
+def _decision_events(
+    trace: Trace, row: int, operation: Operation, wanted: set[str], reasons: Reasons
+) -> Iterator[dict[str, Any]]:
+    """The merge attempts and hooks of an operation, in the order in which they were made."""
+    if not wanted & (_HOOKS | _ATTEMPTS) or not len(trace.decisions):
+        return
+    made = trace.decisions.of(row)
+    for each in made:
+        if each.what == "MMAP_PREPARE" or each.what == "COMPAT_MMAP":
+            yield _hook_event(trace, operation, each)
+        elif each.attempt and not any(each.contains(other) for other in made if other.attempt):
+            yield _attempt_event(trace, operation, each, reasons)
+
+
+def _attempt_event(trace: Trace, operation: Operation, made: Decision, reasons: Reasons) -> dict[str, Any]:
+    kind = "merge_attempt" if made.merged else "merge_refused"
+    event = _of(operation, trace, kind, start=made.start, end=made.end, function=made.function)
+    result = made.rows.get("result")
+    if made.merged:
+        event["text"] = f"merged to {result[0]:x}-{result[1]:x}" if result is not None else "merged"
+    else:
+        event["reasons"] = [dict(reason) for reason in reasons.get(made.place, ())]
+    return {**event, "time": made.time - trace.records.first_time}
+
+
+def _hook_event(trace: Trace, operation: Operation, made: Decision) -> dict[str, Any]:
+    before, after = made.descs if len(made.descs) == 2 else (None, None)
+    file = made.file or (before.file if before is not None else 0)
+    info = trace.file_info(trace.files.find(file, made.place)) if file else None
+    kind = "compat_mmap" if made.what == "COMPAT_MMAP" else "mmap_prepare"
+    event = _of(operation, trace, kind, file=file_document(info), function=made.function)
+    hooks = hooks_document(info)
+    event["hooks"] = {**hooks, "inferred": False} if hooks is not None else None
+    event["errno"] = errno_name(made.error)
+    if before is not None and after is not None:
+        event.update(start=before.start, end=before.end)
+        event["set"] = flag_names(after.flags & ~before.flags)
+        event["cleared"] = flag_names(before.flags & ~after.flags)
+        changes = [f"vm_ops {after.ops}"] if after.ops else []
+        changes += ["another file"] if after.file != before.file else []
+        changes += [f"pgoff {after.pgoff:#x}"] if after.pgoff != before.pgoff else []
+        event["text"] = ", ".join(changes)
+    return {**event, "time": made.time - trace.records.first_time}
 
 
 def _effect_fields(effect: Effect) -> dict[str, Any]:
@@ -174,9 +252,9 @@ def _changes(operation: Operation) -> str:
     return "; ".join(words)
 
 
-def _mapped_file(operation: Operation) -> Vma | None:
-    """The VMA of a file that a successful mmap put its range into."""
-    if operation.name != "mmap" or operation.result is None or errno_name(operation.result):
+def mapped_file(operation: Operation) -> Vma | None:
+    """The VMA of a file that a successful mmap or shmat put its range into."""
+    if operation.name not in ("mmap", "shmat") or operation.result is None or errno_name(operation.result):
         return None
     address = operation.result if operation.result >= 0 else operation.result + (1 << 64)
     for section in operation.sections:
@@ -214,16 +292,32 @@ def _event(
 # ---- one address -------------------------------------------------------------------------------------------
 
 
-def _at_address(trace: Trace, pid: int | None, address: int) -> Iterator[dict[str, Any]]:
+def _at_address(
+    trace: Trace, pid: int | None, address: int, wanted: set[str], reasons: Reasons
+) -> Iterator[dict[str, Any]]:
     spaces = trace.spaces.values() if pid is None else trace.spaces_of(pid)
-    found: list[tuple[int, Event]] = []
+    found: list[tuple[int, dict[str, Any]]] = []
     for space in spaces:
         history = Timeline(trace, space.id).history(address)
         # Children that only inherited the place say nothing about it, unless they are asked for.
         if pid is not None or any(event.operation.kind not in ("fork", "exit") for event in history):
-            found += [(event.operation.index, event) for event in history]
-    for _, event in sorted(found, key=lambda item: item[0]):
-        yield from _history_events(event, trace)
+            found += [(each.operation.index, event) for each in history for event in _history_events(each, trace)]
+    if wanted & (_HOOKS | _ATTEMPTS) and len(trace.decisions):
+        found += _decisions_at(trace, {space.id for space in spaces}, address, wanted, reasons)
+    return (event for _, event in sorted(found, key=lambda item: item[0]))
+
+
+def _decisions_at(
+    trace: Trace, spaces: set[int], address: int, wanted: set[str], reasons: Reasons
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The merge attempts and hooks whose range holds an address, each with its operation's index."""
+    rows = np.unique(trace.decisions.op)
+    for row in rows[rows >= 0].tolist():
+        if int(trace.operations.space[row]) in spaces:
+            operation = trace.operation(row)
+            for event in _decision_events(trace, row, operation, wanted, reasons):
+                if event["start"] is not None and event["start"] <= address < event["end"]:
+                    yield operation.index - 1, event
 
 
 def _history_events(event: Event, trace: Trace) -> Iterator[dict[str, Any]]:
