@@ -108,7 +108,10 @@ class LimitBook:
         asks_only = not args[2 if name == "prlimit64" else 1]
         if field is None or asks_only:
             return
-        self._set(target & 0xFFFFFFFF or pid, {_FIELD[field]: args[4]})
+        limits = {_FIELD[field]: args[4]}
+        if field == "RLIMIT_DATA":
+            limits["rlimit_data_max"] = args[5]
+        self._set(target & 0xFFFFFFFF or pid, limits)
 
     def _set(self, pid: int, field: dict[str, Any]) -> None:
         self._changes.setdefault(pid, {}).update(field)

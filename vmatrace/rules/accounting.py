@@ -58,8 +58,9 @@ def address_space_is_full(kernel: Kernel, pages: int) -> bool:
 
 @rule("rlimit_data", "may_expand_vm")
 def data_is_full(kernel: Kernel, flags: int, pages: int) -> bool:
-    """data_vm may not pass RLIMIT_DATA."""
-    return is_data(flags) and kernel.mm.data_vm + pages > kernel.limits.rlimit_data >> kernel.shift
+    """data_vm may not pass RLIMIT_DATA; where the soft limit is 0 the hard one binds."""
+    limits = kernel.limits
+    return is_data(flags) and kernel.mm.data_vm + pages > (limits.rlimit_data or limits.rlimit_data_max) >> kernel.shift
 
 
 def may_expand(kernel: Kernel, flags: int, pages: int) -> bool:

@@ -104,6 +104,8 @@ class Limits:
     #: Bytes; NO_LIMIT for RLIM_INFINITY.
     rlimit_as: int = NO_LIMIT
     rlimit_data: int = NO_LIMIT
+    #: The hard one, which binds where the soft one is 0.
+    rlimit_data_max: int = NO_LIMIT
     rlimit_stack: int = 8 << 20
     rlimit_memlock: int = NO_LIMIT
     #: CAP_IPC_LOCK: memlock limits do not bind.
