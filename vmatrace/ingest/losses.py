@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -68,23 +69,25 @@ class CpuNumbers:
                 self._follow(cpu, np.array([[number + 1, _NEVER, 1]]), 1)
         for cpu in list(self._pending):
             self._follow(cpu, np.empty((0, 3), np.int64), 1)
-        for same_cpu in (True, False):
-            for at, (cpu, index, spare) in enumerate(self._spare):
-                self._spare[at] = (cpu, index, self._explain(cpu, index, spare, same_cpu))
+        self._explain()
         return sorted((hole.lo, hole.hi) for hole in self._holes if hole.missing)
 
-    def _explain(self, cpu: int, index: int, spare: int, same_cpu: bool) -> int:
-        """Fill the holes nearest before a section with its parts; returns how many parts are left."""
-        near = [
-            hole
-            for hole in self._holes
-            if hole.missing and (hole.cpu == cpu) == same_cpu and hole.lo < index and hole.hi > index - _FAR
-        ]
-        for hole in sorted(near, key=lambda hole: abs(hole.hi - index)):
-            taken = min(hole.missing, spare)
+    def _explain(self) -> None:
+        """Fill holes with the parts of sections, those first that stand nearest to each other."""
+        pairs = []
+        for cpu in {hole.cpu for hole in self._holes if self._spare}:
+            holes = sorted((hole for hole in self._holes if hole.cpu == cpu), key=lambda hole: hole.hi)
+            ends = [hole.hi for hole in holes]
+            for place, (own, index, _) in enumerate(self._spare):
+                at = bisect_right(ends, index - _FAR)
+                while at < len(holes) and holes[at].lo < index:
+                    pairs.append((abs(ends[at] - index), own != cpu, place, holes[at]))
+                    at += 1
+        left = [spare for _, _, spare in self._spare]
+        for _, _, place, hole in sorted(pairs, key=lambda pair: pair[:3]):
+            taken = min(hole.missing, left[place])
             hole.missing -= taken
-            spare -= taken
-        return spare
+            left[place] -= taken
 
     def _follow(self, cpu: int, rows: Array, keep: int) -> None:
         known = self._pending.get(cpu)

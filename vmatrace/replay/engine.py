@@ -13,14 +13,27 @@ from vmatrace.ingest.trace import Trace
 from vmatrace.kernel import KernelProfile, RuleSet, rule_set
 from vmatrace.replay import kinds
 from vmatrace.replay.decisions import judge_decisions
+from vmatrace.replay.doubts import NEVER, Losses
 from vmatrace.replay.files import Files, info_of, kind_of
 from vmatrace.replay.judge import Judge, Layouts
 from vmatrace.replay.limits import LimitBook
 from vmatrace.replay.occurrence import Occurrence
 from vmatrace.replay.requests import policy_of
 from vmatrace.replay.result import FAILED, DecisionVerdict, ReplayResult, Verdict
-from vmatrace.replay.state import KernelFacts, SpaceState, TracedSpace
-from vmatrace.replay.stream import FAULT, FILE, LIMIT, SECTION, TASK, OperationRow, Reader, Row, walk
+from vmatrace.replay.space import TracedSpace
+from vmatrace.replay.state import KernelFacts, SpaceState
+from vmatrace.replay.stream import (
+    FAULT,
+    FILE,
+    LIMIT,
+    SECTION,
+    TASK,
+    OperationRow,
+    Reader,
+    Row,
+    late_sections,
+    walk,
+)  # fmt: skip
 from vmatrace.rules.model import MmState
 from vmatrace.schema import KINDS, ROW_BITS
 from vmatrace.simulator import check_rule_ids
@@ -53,6 +66,9 @@ class Replayer:
         self.told: set[int] = set()
         #: No record is known to be lost.
         self.whole = trace.lost_records == 0
+        self.losses = None if self.whole else Losses(trace.records.gaps or [(-1, NEVER)])
+        #: Where the last operation of each task ended.
+        self._ended: dict[int, int] = {}
         features = rules.features
         self.kernel = KernelFacts(
             self.page.bit_length() - 1,
@@ -64,6 +80,8 @@ class Replayer:
             self.files.first.setdefault(info.identity, info)
         self._reader = Reader(trace.file, trace.records)
         self._pids = frozenset(trace.pids())
+        self._late_sections = late_sections(trace.records, trace.operations)
+        self._late = frozenset(self._late_sections.tolist())
         self._lost = frozenset(trace.lost_sections.tolist())
         self._tgids: dict[int, int] = {}
         #: Rows as VMAs: most rows are read again and again, unchanged.
@@ -86,7 +104,7 @@ class Replayer:
 
     def _walk(self) -> None:
         records = self.trace.records
-        for what, number, columns in walk(records, self.trace.operations):
+        for what, number, columns in walk(records, self.trace.operations, self._late_sections):
             if columns is not None:
                 self._operation(columns)
             elif what == FAULT:
@@ -130,10 +148,14 @@ class Replayer:
     def _operation(self, columns: OperationRow) -> None:
         table, row = self.trace.operations, columns.row
         numbers = table.sections[table.first[row] : table.first[row + 1]].tolist()
+        interleaved = not self._late.isdisjoint(numbers)
+        if interleaved:
+            numbers = [number for number in numbers if number not in self._late]
         sections = [self._reader.section(number) for number in numbers]
         call = self._reader.call(columns.call) if columns.call >= 0 else None
-        lost = columns.flags & matching.LOST != 0 or not self._lost.isdisjoint(numbers)
-        judge = self._judge(Occurrence(columns, self.profile.arch, sections, call, lost, self.vma))
+        lost = not self._lost.isdisjoint(numbers)
+        seen = Occurrence(columns, self.profile.arch, sections, call, lost, self.vma, interleaved)
+        judge = self._judge(seen)
         kind = columns.kind
         if self.trace.decisions.present:
             self.decided += judge_decisions(self, judge.seen)
@@ -149,28 +171,37 @@ class Replayer:
             kinds.judge_fault(judge)
         else:
             kinds.judge_other(judge)
+        if self.losses is not None:
+            self._ended[seen.tid] = seen.last_index
 
     def _idle_section(self, number: int) -> None:
-        """A section without an operation."""
+        """A section without an operation, or a late one of an operation that has its verdict."""
         section = self._reader.section(number)
         columns = OperationRow(-1, -1, section.space, -1, 0, 0, -1, -1, section.place, ())
         lost = number in self._lost
-        kinds.check_idle(
-            self._judge(Occurrence(columns, self.profile.arch, [section], None, lost, self.vma))
-        )
+        judge = self._judge(Occurrence(columns, self.profile.arch, [section], None, lost, self.vma))
+        if number in self._late:
+            judge.adopt()
+        else:
+            kinds.check_idle(judge)
 
     def _judge(self, seen: Occurrence) -> Judge:
         state = self.states.get(seen.columns.space)
         if state is None:
             state = SpaceState(TracedSpace(), MmState(), seen.pid, self.kernel)
             state.forget()
-            state.lossy = not self.whole
             self.states[seen.columns.space] = state
+        if self.losses is not None and not state.lossy:
+            state.lossy = self.losses.between(-1, seen.last_index)
         if seen.lost:
             state.forget()
         if seen.sections:
             state.seq = max(state.seq, seen.sections[-1].seq)
         return Judge(self, seen, state)
+
+    def ended(self, tid: int) -> int:
+        """Where the last operation of a task ended, -1: none was seen."""
+        return self._ended.get(tid, -1)
 
     def fit(self, feature: str, value: bool) -> None:
         """Take the value of an unknown feature from an operation that is not judged by it."""
@@ -191,7 +222,9 @@ class Replayer:
         anonymous, close = bits & _ANONYMOUS != 0, bits & _CLOSE != 0
         kind, huge = "", 0
         if file or not anonymous:
-            kind, huge = kind_of(self.files.known.get(file), anonymous, close)
+            info = self.files.info(file)
+            # What is not described is taken for an ordinary file, and no difference counts.
+            kind, huge = kind_of(info, anonymous or bool(file and info is None), close)
         # At first the second offset is that of the place; the model knows it better later.
         second = None if not self.kernel.two_offsets else start >> self.kernel.shift if file else pgoff
         return Vma(

@@ -7,7 +7,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from vmatrace.replay.state import Change, is_symbol
+from vmatrace.replay.space import Change
+from vmatrace.replay.state import is_symbol
 from vmatrace.rules.model import Effect, Merge, New
 from vmatrace.schema import EVIDENCE
 

@@ -57,6 +57,8 @@ class FileInfo:
     """One struct file as the trace describes it."""
 
     identity: int
+    #: Where the description stands among all records.
+    place: int
     mode: int
     magic: int
     bits: int
@@ -90,8 +92,10 @@ class FileInfo:
 
 def info_of(row: dict[str, Any]) -> FileInfo:
     """The FileInfo of a row of the table ``files``."""
-    file, mode, magic, hooks = (int(row[name]) for name in ("file", "mode", "fs_magic", "hooks"))
-    return FileInfo(file, mode, magic, hooks, str(row["path"]))
+    file, place, mode, magic, hooks = (
+        int(row[name]) for name in ("file", "index", "mode", "fs_magic", "hooks")
+    )
+    return FileInfo(file, place, mode, magic, hooks, str(row["path"]))
 
 
 def kind_of(info: FileInfo | None, anonymous: bool, close: bool) -> tuple[str, int]:
@@ -155,7 +159,7 @@ class Files:
 
     def __init__(self) -> None:
         self.known: dict[int, FileInfo] = {}
-        #: How each file is described first: a call that failed is judged before its file's row is met.
+        #: How each file is described first: where it is used before its row is met.
         self.first: dict[int, FileInfo] = {}
         #: Bytes of each System V segment, by its id, from the attaches seen.
         self.segments: dict[int, int] = {}
@@ -163,13 +167,26 @@ class Files:
         self.attached: dict[Hashable, int] = {}
         self.drivers: dict[tuple[object, ...], Learnt | None] = {}
 
+    def info(self, identity: int) -> FileInfo | None:
+        """A file as described last, or as it is described first later on."""
+        return self.known.get(identity) or self.first.get(identity)
+
+    def is_described(self, identity: Hashable) -> bool:
+        """Whether the trace says what file this is; what the model made itself it knows."""
+        return type(identity) is not int or self.info(identity) is not None
+
+    def described(self, identity: Hashable) -> int:
+        """Where the description stands among all records."""
+        info = self.info(identity) if type(identity) is int else None
+        return -1 if info is None else info.place
+
     def given(self, identity: int, access: int, fd_given: bool) -> FileGiven | Unlearnt | str:
         """The input of an mmap that ended with file ``identity``; a text says why it is not known.
 
         ``access``: READ, WRITE, EXEC and SHARED as asked for. ``fd_given``: not an anonymous map.
         """
         shared = access & SHARED
-        info = self.known.get(identity)
+        info = self.info(identity)
         if info is None:
             return "the mapped file is not described in the trace"
         bits = info.bits
@@ -189,7 +206,7 @@ class Files:
 
     def opened(self, identity: int) -> FileGiven | None:
         """What is known of a file that could not be mapped."""
-        info = self.known.get(identity) or self.first.get(identity)
+        info = self.info(identity)
         if info is None or not info.bits & (FILE_BITS["FILE_READ"] | FILE_BITS["FILE_WRITE"]):
             return None
         can_map = bool(info.bits & (FILE_BITS["FILE_MMAP"] | FILE_BITS["FILE_MMAP_PREPARE"]))
@@ -222,7 +239,7 @@ class Files:
 
     def learn(self, vma: Vma, wanted: int) -> None:
         """Take from a mapping that was made anew what its driver does; ``wanted``: its flags without one."""
-        info = self.known.get(vma.file) if isinstance(vma.file, int) else None
+        info = self.info(vma.file) if isinstance(vma.file, int) else None
         if info is None or (vma.flags ^ wanted) & ~LEARNABLE:
             return
         key = (*info.type_key, access_of(wanted))
@@ -232,7 +249,7 @@ class Files:
 
     def doubt(self, identity: object, access: int) -> bool:
         """What was learnt of a file's driver does not hold: forget it for good. False: nothing was learnt."""
-        info = self.known.get(identity) if isinstance(identity, int) else None
+        info = self.info(identity) if isinstance(identity, int) else None
         if info is None or self.drivers.get((*info.type_key, access)) is None:
             return False
         self.drivers[*info.type_key, access] = None

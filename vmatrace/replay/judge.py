@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmatrace.replay import evidence as second
 from vmatrace.replay import sync
+from vmatrace.replay.doubts import LOST, LOST_WITHIN, UNKNOWN_STATE, excuse
 from vmatrace.replay.files import LEARNABLE, access_of
 from vmatrace.replay.occurrence import Occurrence, errno_name
 from vmatrace.replay.requests import SKIPPED_KINDS, UNKNOWN, Learn, Open, Request, Skip
@@ -18,8 +19,6 @@ from vmatrace.vma import AddressSpace, Vma
 if TYPE_CHECKING:
     from vmatrace.replay.engine import Replayer
 
-LOST: Final = "records were lost just before"
-UNKNOWN_STATE: Final = "the address space is not known here"
 _INTERLEAVED: Final = "another thread's write section lies inside the operation"
 
 # Calls whose return value the rules give.
@@ -41,7 +40,6 @@ _UNCAPTURED: Final[dict[str, tuple[str, ...]]] = {
 }
 # Calls whose uncaptured checks come before those that the rules make.
 _CHECKED_LATE: Final = frozenset(("mmap", "mbind", "uffd_register", "uffd_unregister"))
-_LOOKS_EVERYWHERE: Final = frozenset(("shmdt", "mlockall", "munlockall", "prctl", "uffd_release"))
 _MERGE_RULES: Final = frozenset(
     id for id, rule in RULES.items() if rule.module in ("vmatrace.rules.mergeable", "vmatrace.rules.merge")
 )
@@ -100,26 +98,38 @@ class Judge:
         problem = self.before if reason != LOST else ""
         if not problem and self.seen.sections and not self.seen.changed and not self.seen.lost:
             problem = self._unchanged_differs()
-        if problem:
+        if problem and not excuse(self):
             self.failed(problem)
             return
-        self._adopt()
+        self.adopt()
         self.finish(UNDECIDED, reason)
 
-    def failed(self, problem: str) -> None:
-        """FAILED; the model becomes what was seen, so that one divergence is one verdict."""
+    def failed(self, problem: str, expected_text: str = "", rules: tuple[str, ...] = ()) -> None:
+        """FAILED, or UNDECIDED where lost records may explain it.
+
+        The model becomes what was seen, so that one divergence is one verdict.
+        """
+        why = excuse(self)
+        if why:
+            call = self.seen.call
+            if why == LOST_WITHIN and call is not None and call.seq > self.state.seq:
+                self.state.forget()
+            self._take_back()
+            self.adopt()
+            self.finish(UNDECIDED, why)
+            return
         result = self.result
-        lo, hi = self._span()
+        lo, hi = self.span()
         expected = tuple(self.state.space.overlapping(lo, hi))
         self._take_back()
         before = tuple(self.state.space.overlapping(lo, hi))
-        self._adopt()
+        self.adopt()
         seen = tuple(self.state.space.overlapping(lo, hi))
         layouts: Layouts = (("before", before), ("expected", expected), ("observed", seen))
-        text = ""
+        text = expected_text
         if result is not None:
             text = result.errno or ", ".join(str(effect) for effect in result.effects)
-        self.finish(FAILED, problem, result.rules if result else (), text, problem, layouts)
+        self.finish(FAILED, problem, result.rules if result else rules, text, problem, layouts)
 
     def finish(
         self,
@@ -144,11 +154,9 @@ class Judge:
     # ---- predicting ----
 
     def _operation(self, asked: Operation) -> None:
-        state, seen = self.state, self.seen
+        seen = self.seen
         if seen.interleaved:
             self.undecided(_INTERLEAVED)
-        elif state.unknown and (not seen.before or asked.name in _LOOKS_EVERYWHERE):
-            self.undecided(UNKNOWN_STATE)
         elif self.before:
             self.failed(self.before)
         else:
@@ -162,12 +170,18 @@ class Judge:
         try:
             result = apply(state.space, asked, self.all.rules, state.mm, limits, self.all.without)
         except ImpossibleInput as error:
-            self.failed(error.reason)
+            if state.looked_into_unknown():
+                self.undecided(UNKNOWN_STATE)
+            else:
+                self.failed(error.reason)
             return
         except Unmodelled as error:
             self.undecided(error.reason)
             return
         self.result = result
+        if state.looked_into_unknown():
+            self.undecided(UNKNOWN_STATE)
+            return
         if result.features_asked:
             matter = self._features_that_matter(asked, serial, result, limits)
             if matter:
@@ -251,10 +265,6 @@ class Judge:
         if seen.sections:
             problem = problem or self._state_differs(asked, result)
         elif not problem and second.expect(state.space.journal).anything:
-            if seen.call is not None and seen.call.seq > state.seq:
-                self.undecided(LOST)
-                state.forget()
-                return
             problem = "a change was predicted and no write section was seen"
         if problem and self._driver_differs(asked):
             self.undecided("the driver of this file sets now this, now that")
@@ -336,11 +346,12 @@ class Judge:
             self.state.mm.restore(self._saved)
             self.result = None
 
-    def _adopt(self) -> None:
+    def adopt(self) -> None:
+        """The model becomes what was seen."""
         sync.adopt_after(self.state, self.seen)
         sync.take_counters(self.state, self.seen)
 
-    def _span(self) -> tuple[int, int]:
+    def span(self) -> tuple[int, int]:
         """What the operation touched by either account, and a page on each side."""
         edges = [edge for old, new in self.state.space.journal for vma in (*old, *new) for edge in vma[:2]]
         if self.result is None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
+from vmatrace.ingest import match as matching
 from vmatrace.replay import sync
-from vmatrace.replay.judge import LOST, UNKNOWN_STATE, Judge
+from vmatrace.replay.doubts import LOST, UNKNOWN_STATE, excuse
+from vmatrace.replay.judge import Judge
 from vmatrace.replay.occurrence import EVERYTHING
 from vmatrace.replay.requests import GUARD_INSTALL, Open, request
-from vmatrace.replay.result import FAILED, INPUT, PASSED, UNDECIDED
-from vmatrace.replay.state import SpaceState, TracedSpace
+from vmatrace.replay.result import INPUT, PASSED, UNDECIDED
+from vmatrace.replay.space import TracedSpace
+from vmatrace.replay.state import SpaceState
 from vmatrace.rules.model import Operation, Unmodelled
 from vmatrace.schema import KINDS, OP_CLASSES
 from vmatrace.simulator import apply
@@ -100,7 +103,7 @@ def _copy(judge: Judge) -> Child:
     # The child's own symbols go on below those it inherited.
     space.serial = min(space.serial, state.space.serial)
     child = SpaceState(space, result.child_mm, 0, state.kernel)
-    child.unknown = list(state.unknown)
+    child.set_unknown(list(state.unknown))
     child.counters_known = state.counters_known
     child.inherited = state.credits + state.inherited
     child.guards = list(state.guards)
@@ -133,7 +136,7 @@ def judge_copy(judge: Judge, task: dict[str, Any]) -> None:
     for name, wanted, found in zip(sync.COUNTERS, mine, counters, strict=True):
         if wanted != found:
             problem = f"the child's {name} is {found}, expected {wanted}"
-            judge.finish(FAILED, problem, expected.rules, str(wanted), str(found))
+            judge.failed(problem, str(wanted), expected.rules)
             return
     judge.finish(PASSED, "", expected.rules)
 
@@ -144,7 +147,7 @@ def judge_exec(judge: Judge) -> None:
     task_size = judge.all.limits.of(judge.state.pid, 0).task_size
     problem = sync.start_from(judge.state, judge.seen, task_size, judge.all.page)
     if problem:
-        judge.finish(FAILED, problem, observed=problem)
+        judge.failed(problem)
     else:
         judge.finish(INPUT, "exec: the new layout is an input")
 
@@ -153,7 +156,7 @@ def judge_exit(judge: Judge) -> None:
     """The last look: all of the model is held against it."""
     problem = judge.before or sync.counters_differ(judge.state, judge.seen.sections[0])
     if problem:
-        judge.finish(FAILED, problem, observed=problem)
+        judge.failed(problem)
     elif judge.state.unknown:
         judge.finish(UNDECIDED, UNKNOWN_STATE)
     else:
@@ -179,7 +182,8 @@ def judge_other(judge: Judge) -> None:
     if released is not None:
         judge.judge(Operation("uffd_release", {}, {"uffd": released}))
     else:
-        judge.judge(Open(LOST if judge.seen.lost else _NO_CAUSE))
+        lost = judge.seen.columns.flags & matching.LOST
+        judge.judge(Open(LOST if lost else _NO_CAUSE))
 
 
 def check_idle(judge: Judge) -> None:
@@ -192,9 +196,10 @@ def check_idle(judge: Judge) -> None:
         return
     problem = judge.before or sync.after_differs(state, seen, {}, True)
     problem = problem or sync.counters_differ(state, section)
+    if problem and not excuse(judge):
+        head = "seen from outside" if look else "a section that changed nothing"
+        judge.failed(f"{head}: {problem}")
+        return
     sync.adopt_after(state, seen)
     if problem or not state.counters_known:
         sync.take_counters(state, seen)
-    if problem:
-        head = "seen from outside" if look else "a section that changed nothing"
-        judge.finish(FAILED, f"{head}: {problem}", observed=problem)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno as errno_names
 from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
-from itertools import pairwise
 from typing import Final, NamedTuple
 
 from vmatrace.replay import evidence as second
@@ -38,6 +37,7 @@ class Occurrence:
         call: Call | None,
         lost: bool,
         vma: Callable[[Row], Vma],
+        interleaved: bool = False,
     ) -> None:
         self.columns = columns
         self.arch = arch
@@ -46,6 +46,8 @@ class Occurrence:
         #: The listed system call.
         self.entry: SystemCall | None = None if call is None else find_call(arch, call.abi, call.nr)
         self.lost = lost
+        #: Another section of the address space lies between its own, of which only those before it are here.
+        self.interleaved = interleaved
         if len(sections) == 1:
             self.events: Sequence[second.Event] = sections[0].evidence
         else:
@@ -83,9 +85,16 @@ class Occurrence:
         return who.tid if who is not None else 0
 
     @property
-    def interleaved(self) -> bool:
-        """Whether another thread's write section lies between two of its own."""
-        return any(b.seq != a.seq + 1 for a, b in pairwise(self.sections))
+    def first_index(self) -> int:
+        """Where it stands among all records."""
+        return self.columns.order
+
+    @property
+    def last_index(self) -> int:
+        """Where its last record stands among all records."""
+        if self.call is not None:
+            return self.call.place
+        return self.sections[-1].place if self.sections else self.columns.order
 
     @property
     def downgraded(self) -> bool:

@@ -193,7 +193,7 @@ def _mapped_file(prot: int, flags: int, asked: Asked) -> FileGiven | Unlearnt | 
     vma = asked.seen.after_at(asked.result)
     if vma is None or not isinstance(vma.file, int):
         return _nothing_there(asked)
-    if vma.file not in asked.files.known:
+    if not asked.files.is_described(vma.file):
         reason = "the mapped file is not described in the trace"
         return Wrong(reason) if asked.whole else Open(reason)
     shared = SHARED if flags & MAP_TYPE in (MAP_SHARED, MAP_SHARED_VALIDATE) else 0

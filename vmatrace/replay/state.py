@@ -7,75 +7,25 @@ besides may differ only as the kernel may change a VMA outside the write lock; a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Final, NamedTuple
 
+from vmatrace.replay.space import Change, TracedSpace, WatchedSpace
 from vmatrace.rules.model import MmState
-from vmatrace.vma import (
-    ACCESS,
-    MAYBE_GUARD,
-    MAYWRITE,
-    SHARED,
-    SOFTDIRTY,
-    AddressSpace,
-    Vma,
-    flag_names,
-)  # fmt: skip
+from vmatrace.vma import ACCESS, MAYBE_GUARD, MAYWRITE, SHARED, SOFTDIRTY, Vma, flag_names
 
 EVERYTHING: Final = (1 << 64) - 1
+
+Interval = tuple[int, int]
 
 # Fields of a VMA that are compared as they are, by their place in the value.
 _PLAIN_FIELDS: Final = ((3, "pgoff"), (5, "anonymous"), (6, "close hook"), (9, "userfaultfd"), (11, "name"))
 
+# Stands in the history where anything may have happened.
+_LOST: Final[tuple[list[Interval], list[Change]]] = ([], [])
+
 # Operations of an address space that are remembered; what was last read before them counts as long ago.
 _REMEMBERED: Final = 256
-
-Interval = tuple[int, int]
-Change = tuple[tuple[Vma, ...], tuple[Vma, ...]]
-
-
-class TracedSpace(AddressSpace):
-    """An address space that keeps the list of what the last operation replaced."""
-
-    __slots__ = ("journal",)
-
-    def __init__(self, vmas: Iterable[Vma] = ()) -> None:
-        super().__init__(vmas)
-        self.journal: list[Change] = []
-
-    def commit(self) -> None:
-        """Keep what happened since ``begin`` in ``journal``."""
-        self.journal = self._journal or []
-        super().commit()
-
-    def undo(self) -> None:
-        """Take back everything since ``begin``."""
-        self.journal = []
-        super().undo()
-
-    def take_back(self) -> None:
-        """Take back what the last operation did, though it was committed."""
-        journal, self.journal = self.journal, []
-        for old, new in reversed(journal):
-            self.substitute(new, old)
-
-    @property
-    def serial(self) -> int:
-        """The last symbol given out."""
-        return self._serial
-
-    @serial.setter
-    def serial(self, value: int) -> None:
-        self._serial = value
-
-    def copy(self) -> TracedSpace:
-        """An independent space with the same VMAs."""
-        twin = TracedSpace(())
-        plain = super().copy()
-        for name in AddressSpace.__slots__:
-            setattr(twin, name, getattr(plain, name))
-        return twin
-
 
 def is_symbol(identity: Hashable) -> bool:
     """Whether an identity is of the model and not read yet: a negative number, or a tuple ending in one."""
@@ -92,7 +42,7 @@ class Gains(NamedTuple):
     rows: Sequence[Vma]
     at: int
 
-    def neighbours(self, space: AddressSpace) -> list[tuple[Vma, bool]]:
+    def neighbours(self, space: TracedSpace) -> list[tuple[Vma, bool]]:
         """The VMAs above and below, as seen, each with whether it had its anon_vma before this comparison."""
         rows, at = self.rows, self.at
         found: list[tuple[Vma, bool]] = []
@@ -159,8 +109,21 @@ class SpaceState:
 
     def forget(self) -> None:
         """Everything may have changed: records were lost."""
-        self.unknown = [(0, EVERYTHING)]
+        self.set_unknown([(0, EVERYTHING)])
         self.counters_known = False
+        self.history.append(_LOST)
+
+    def set_unknown(self, intervals: list[Interval]) -> None:
+        """Where the real state is not known; as long as that is anywhere, the space notes where rules look."""
+        self.unknown = intervals
+        watched = type(self.space) is WatchedSpace
+        if watched != bool(intervals):
+            self.space = self.space.with_class(TracedSpace if watched else WatchedSpace)
+
+    def looked_into_unknown(self) -> bool:
+        """Whether the last operation looked at addresses of which nothing is known."""
+        space = self.space
+        return type(space) is WatchedSpace and not all(self.is_known(lo, hi) for lo, hi in space.looked)
 
     def learn_interval(self, lo: int, hi: int) -> None:
         """``[lo, hi)`` is known again."""
@@ -173,7 +136,7 @@ class SpaceState:
                 left.append((start, lo))
             if hi < end:
                 left.append((hi, end))
-        self.unknown = left
+        self.set_unknown(left)
 
     def is_known(self, lo: int, hi: int) -> bool:
         """Whether all of ``[lo, hi)`` is known."""
@@ -187,7 +150,7 @@ class SpaceState:
             if max(lo, new[-1].end if new else 0) <= row.start < row.end <= hi:
                 new.append(row)
         if len(new) != len(rows):
-            self.unknown.append((lo, hi))
+            self.set_unknown([*self.unknown, (lo, hi)])
         if old and old[0].start < lo:
             new.insert(0, old[0].cut(old[0].start, lo, self.kernel.shift))
         if old and old[-1].end > hi:
@@ -306,6 +269,8 @@ class SpaceState:
         if any(_concerns(vma, seen) for old, new in self.space.journal for vma in (*old, *new)):
             return True
         for walks, changes in reversed(self.history):
+            if walks is _LOST[0]:
+                return True
             if any(new == (seen,) for _, new in changes):
                 continue  # this very gain
             if any(lo <= seen.start < hi for lo, hi in walks):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from vmatrace.ingest.decode import common_flags
 from vmatrace.ingest.effects import EFFECTS
@@ -13,6 +14,7 @@ from vmatrace.ingest.match import Operations
 from vmatrace.ingest.records import Records
 from vmatrace.tracefile import Table, TraceFile
 
+Array = npt.NDArray[Any]
 Row = tuple[int, int, int, int, int, int, int, int, int, int, str]
 Cover = tuple[int, int, int, int]
 Event = tuple[int, int, int, int]
@@ -188,12 +190,28 @@ _KINDS: Final = (LIMIT, FILE, TASK, FAULT, OPERATION, SECTION)
 _CHUNK: Final = 1 << 16
 
 
-def walk(records: Records, operations: Operations) -> Iterator[tuple[str, int, OperationRow | None]]:
+def late_sections(records: Records, operations: Operations) -> Array:
+    """Sections of operations in which another section of the address space came between: those after it."""
+    listed = operations.sections
+    owner, seq = operations.of_section[listed], records.sections["seq"][listed].astype(np.int64)
+    same = owner[1:] == owner[:-1]
+    broken = np.flatnonzero(same & (seq[1:] != seq[:-1] + 1)) + 1
+    late = np.zeros(len(listed), bool)
+    for at in broken.tolist():
+        late[at : int(operations.first[owner[at] + 1])] = True
+    found: Array = listed[late]
+    return found
+
+
+def walk(
+    records: Records, operations: Operations, late: Array
+) -> Iterator[tuple[str, int, OperationRow | None]]:
     """Everything in the order of ``index``: what it is, its row in its table, and an operation's columns.
 
-    Operations stand where their first record does; sections are those that belong to no operation.
+    Operations stand where their first record does; sections are those that belong to no operation, and
+    the ``late`` ones.
     """
-    idle = np.flatnonzero(operations.of_section < 0)
+    idle = np.union1d(np.flatnonzero(operations.of_section < 0), late)
     columns = [
         (_index(records.limits), None), (_index(records.files), None), (_index(records.tasks), None),
         (records.faults["index"], None), (operations.order, None), (records.sections["index"][idle], idle),

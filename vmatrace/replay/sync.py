@@ -112,7 +112,7 @@ def _forget_unread(state: SpaceState, seen: Occurrence) -> None:
     for start, end in stores:
         if not any(lo <= start and end <= hi for lo, hi in read):
             state.adopt(start, end, ())
-            state.unknown.append((start, end))
+            state.set_unknown([*state.unknown, (start, end)])
 
 
 def learn_after(state: SpaceState, seen: Occurrence) -> None:
@@ -146,10 +146,10 @@ def set_counters(state: SpaceState, values: tuple[int, ...]) -> None:
 def start_from(state: SpaceState, seen: Occurrence, task_size: int, page_size: int) -> str:
     """The rows, complete for the whole space, become the model; "" or what no layout may show."""
     section = seen.sections[0]
-    state.unknown = [(0, EVERYTHING)]
+    state.set_unknown([(0, EVERYTHING)])
     adopt_after(state, seen)
     if all(lo >= task_size for lo, _ in state.unknown):
-        state.unknown = []
+        state.set_unknown([])
     mm = state.mm = counters_of(state.space, page_size)
     problem = ""
     if not state.unknown and mm.map_count != section.map_count:
