@@ -89,6 +89,17 @@ class Refusal(NamedTuple):
     remedy: str
 
 
+class Outcome(NamedTuple):
+    """What comes of judging one decision; ``expected`` and ``observed`` are texts, for a FAILED one."""
+
+    verdict: str
+    reason: str
+    rules: tuple[str, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    expected: str = ""
+    observed: str = ""
+
+
 def proposal_of(case: Case) -> Proposal:
     """The range and attributes that the kernel was asked to merge."""
     asked = case.decision

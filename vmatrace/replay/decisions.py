@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmatrace.ingest.decisions import NOMEM, Decision, Row
 from vmatrace.replay.agreement import Difference, disagreement, has_steps
-from vmatrace.replay.attempts import PREDICTIONS, Case, Prediction, Refusal, refusals_of
+from vmatrace.replay.attempts import PREDICTIONS, Case, Outcome, Prediction, Refusal, refusals_of
 from vmatrace.replay.hooks import HOOK_KINDS, judge_hook
 from vmatrace.replay.occurrence import Occurrence, errno_name
 from vmatrace.replay.result import AGREEMENT, FAILED, PASSED, UNDECIDED, DecisionVerdict
@@ -61,57 +61,52 @@ def _agreement(seen: Occurrence, verdict: str, reason: str, expected: str = "", 
 def _judge(all: Replayer, asked: Decision, made: Sequence[Decision], seen: Occurrence) -> DecisionVerdict | None:
     """The verdict of one decision; None where its kind is not judged."""
     inner = tuple(each for each in made if asked.contains(each))
-    if asked.what == "EXPAND" and any(each.what in _MERGES and each.contains(asked) for each in made):
+    if asked.what == "EXPAND" and any(each.attempt and each.contains(asked) for each in made):
         return None  # the merge attempt around it is judged
     if asked.what in HOOK_KINDS:
         outcome = judge_hook(all, asked, inner, made)
-        return _verdict(seen, asked, *outcome)
-    if asked.what not in PREDICTIONS:
+    elif asked.what not in PREDICTIONS:
         return None
-    if asked.bits & _UNREADABLE:
-        return _verdict(seen, asked, UNDECIDED, "what it looked at could not be read")
+    elif asked.bits & _UNREADABLE:
+        outcome = Outcome(UNDECIDED, "what it looked at could not be read")
+    else:
+        outcome = _recompute(all, asked, inner, seen)
+    step = asked.attempt and not any(each.attempt for each in inner)
+    return DecisionVerdict(
+        asked.space, asked.pid, asked.tid, seen.columns.number, seen.name, asked.what, asked.function,
+        outcome.verdict, outcome.reason, outcome.rules, asked.merged if step else None,
+        outcome.refusals if step and not asked.merged else (), outcome.expected, outcome.observed, asked.start,
+        asked.end, asked.time, asked.place,
+    )  # fmt: skip
+
+
+def _recompute(all: Replayer, asked: Decision, inner: tuple[Decision, ...], seen: Occurrence) -> Outcome:
+    """Predict a decision, and compare."""
     try:
         vmas, guessed = _looked_at(all, asked, inner, seen)
         case = Case(asked, vmas, inner, all.limits.of(asked.pid, asked.abi), all.rules, all.without)
         predicted = PREDICTIONS[asked.what](case)
         open_features = [id for id in predicted.asked if _differs(case, predicted, id)]
     except (Unmodelled, KernelError) as error:
-        return _verdict(seen, asked, UNDECIDED, str(error))
-    reason = ""
-    if open_features:
-        reason = "the kernel's features are not known: " + ", ".join(open_features)
-    elif guessed and predicted.merged and _second_offset_decides(all, asked):
-        reason = "the second page offset of the next VMA is not in the record"
-    elif predicted.after is not None and "result" not in vmas and (asked.result or asked.what not in _MERGES):
-        reason = "the VMA that came of it was not read"
-    problem = _difference(asked, predicted, vmas.get("result"))
+        return Outcome(UNDECIDED, str(error))
     refused = refusals_of(case, predicted) if asked.attempt and not predicted.merged else ()
-    if problem and not reason:
-        reason = _excuse(asked, predicted, inner)
-    if reason:
-        return _verdict(seen, asked, UNDECIDED, reason, predicted.rules, refused)
-    if problem:
-        expected, observed = _told(asked, predicted)
-        return _verdict(seen, asked, FAILED, problem, predicted.rules, refused, expected, observed)
-    return _verdict(seen, asked, PASSED, "", predicted.rules, refused)
+    if open_features:
+        return _open("the kernel's features are not known: " + ", ".join(open_features), predicted, refused)
+    if guessed and predicted.merged and _second_offset_decides(all, asked):
+        return _open("the second page offset of the next VMA is not in the record", predicted, refused)
+    if predicted.after is not None and "result" not in vmas and (asked.result or asked.what not in _MERGES):
+        return _open("the VMA that came of it was not read", predicted, refused)
+    problem = _difference(asked, predicted, vmas.get("result"))
+    if not problem:
+        return Outcome(PASSED, "", predicted.rules, refused)
+    excuse = _excuse(asked, predicted, inner)
+    if excuse:
+        return _open(excuse, predicted, refused)
+    return Outcome(FAILED, problem, predicted.rules, refused, *_told(asked, predicted))
 
 
-def _verdict(
-    seen: Occurrence,
-    asked: Decision,
-    verdict: str,
-    reason: str,
-    rules: tuple[str, ...] = (),
-    refused: tuple[Refusal, ...] = (),
-    expected: str = "",
-    observed: str = "",
-) -> DecisionVerdict:
-    merged = asked.merged if asked.attempt else None
-    return DecisionVerdict(
-        asked.space, asked.pid, asked.tid, seen.columns.number, seen.name, asked.what, asked.function, verdict,
-        reason, rules, merged, () if merged else refused, expected, observed, asked.start, asked.end, asked.time,
-        asked.place,
-    )  # fmt: skip
+def _open(reason: str, predicted: Prediction, refused: tuple[Refusal, ...]) -> Outcome:
+    return Outcome(UNDECIDED, reason, predicted.rules, refused)
 
 
 # ---- what the kernel looked at ----

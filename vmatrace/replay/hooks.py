@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmatrace.ingest.decisions import Decision, Descriptor, Row
+from vmatrace.replay.attempts import Outcome
 from vmatrace.replay.files import LEARNABLE, SECRETMEM, FileInfo
 from vmatrace.replay.occurrence import errno_name
 from vmatrace.replay.result import FAILED, PASSED, UNDECIDED
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from vmatrace.replay.engine import Replayer
 
 HOOK_KINDS: Final = frozenset(("MMAP_PREPARE", "COMPAT_MMAP"))
-Outcome = tuple[str, str, tuple[str, ...], tuple[()], str, str]
 
 
 class HookSeen(NamedTuple):
@@ -64,7 +64,7 @@ def judge_hook(all: Replayer, asked: Decision, inner: Sequence[Decision], made: 
     if asked.error < 0:
         name = errno_name(asked.error)
         if errno == name:
-            return PASSED, "", rules, (), "", ""
+            return Outcome(PASSED, "", rules)
         if errno is None and (info is None or not info.ordinary):
             return _open(f"the hook failed with {name}: why is not captured")
         if errno is None:
@@ -113,7 +113,7 @@ def _compare(
         wrong = _carried_over(after, step, all)
         if wrong:
             return _failed(f"the merge test was not given what the hook left: {wrong}", rules, _range(after), wrong)
-    return PASSED, "", rules, (), "", ""
+    return Outcome(PASSED, "", rules)
 
 
 def _next_step(asked: Decision, made: Sequence[Decision]) -> Decision | None:
@@ -144,7 +144,7 @@ def _compat(all: Replayer, asked: Decision, inner: Sequence[Decision]) -> Outcom
     if hook is not None and (hook.error < 0) != (asked.error < 0):
         return _failed("the layer did not return the hook's error", (), str(hook.error), str(asked.error))
     if asked.error < 0:
-        return PASSED, "", ("compat_layer",), (), "", ""
+        return Outcome(PASSED, "", ("compat_layer",))
     entry, result = _row(asked, "source", "middle"), _row(asked, "result", "source")
     if entry is None or result is None or "result" not in asked.rows:
         return _open("the VMA of the compatibility layer was not read")
@@ -163,7 +163,7 @@ def _compat(all: Replayer, asked: Decision, inner: Sequence[Decision]) -> Outcom
         return _failed("the VMA has another file than the hook left", rules, "", "")
     if result[3] != after.pgoff:
         return _failed("the VMA has another page offset", rules, f"{after.pgoff:#x}", f"{result[3]:#x}")
-    return PASSED, "", rules, (), "", ""
+    return Outcome(PASSED, "", rules)
 
 
 def _row(asked: Decision, *roles: str) -> Row | None:
@@ -171,11 +171,11 @@ def _row(asked: Decision, *roles: str) -> Row | None:
 
 
 def _open(reason: str) -> Outcome:
-    return UNDECIDED, reason, (), (), "", ""
+    return Outcome(UNDECIDED, reason)
 
 
 def _failed(reason: str, rules: tuple[str, ...], expected: str, observed: str) -> Outcome:
-    return FAILED, reason, rules, (), expected, observed
+    return Outcome(FAILED, reason, rules, (), expected, observed)
 
 
 def _flags(bits: int) -> str:

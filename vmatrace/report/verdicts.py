@@ -7,7 +7,8 @@ from typing import Any
 
 from vmatrace.errors import escape
 from vmatrace.replay import FAILED, SKIPPED, UNDECIDED, ReplayResult, Verdict
-from vmatrace.replay.divergence import text_lines
+from vmatrace.replay.divergence import rule_line, text_lines
+from vmatrace.replay.result import DecisionVerdict
 
 _MOST_DIVERGENCES = 20
 
@@ -29,10 +30,23 @@ def summary_lines(result: ReplayResult) -> Iterator[str]:
         f"{found['changing_open']} undecided or skipped; {found['merges_refused']} merges refused"
     )
     yield "effects: " + ", ".join(f"{count} {name}" for name, count in result.effects.items() if count)
+    yield from _decision_lines(found["decisions"])
     if result.lost_records:
         yield f"{result.lost_records} records were lost"
     yield from _reasons("undecided", result.reasons(UNDECIDED))
     yield from _reasons("skipped", result.reasons(SKIPPED))
+
+
+def _decision_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """The sums of the decisions layer; nothing where the trace has none."""
+    if not found:
+        return
+    yield (
+        f"decisions: {found['merge_attempt']} merge attempts, {found['merge_refused']} of them refused, "
+        f"{found['split']} splits, {found['mmap_prepare']} mmap_prepare: {found['passed']} passed, "
+        f"{found['failed']} FAILED, {found['undecided']} undecided; both layers agree on {found['agreed']} operations"
+    )
+    yield from _reasons("decisions undecided", found["undecided_reasons"])
 
 
 def _reasons(label: str, reasons: Mapping[str, int]) -> Iterator[str]:
@@ -44,12 +58,16 @@ def _reasons(label: str, reasons: Mapping[str, int]) -> Iterator[str]:
 
 def divergence_lines(result: ReplayResult) -> Iterator[str]:
     """Each FAILED operation: what was called, what should have happened and what did, drawn to scale."""
-    failed = result.failed
+    failed, decisions = result.failed, result.failed_decisions
     for verdict in failed[:_MOST_DIVERGENCES]:
         yield ""
         yield from _one(verdict, int(result.trace["page_size"]))
-    if len(failed) > _MOST_DIVERGENCES:
-        yield f"... and {len(failed) - _MOST_DIVERGENCES} more; --format json lists all"
+    for decision in decisions[:_MOST_DIVERGENCES]:
+        yield ""
+        yield from _one_decision(decision)
+    more = max(len(failed) - _MOST_DIVERGENCES, 0) + max(len(decisions) - _MOST_DIVERGENCES, 0)
+    if more:
+        yield f"... and {more} more; --format json lists all"
 
 
 def _one(verdict: Verdict, page_size: int) -> Iterator[str]:
@@ -58,7 +76,17 @@ def _one(verdict: Verdict, page_size: int) -> Iterator[str]:
     yield from (f"  {escape(line)}" for line in others)
 
 
-def where(verdict: Verdict) -> str:
+def _one_decision(verdict: DecisionVerdict) -> Iterator[str]:
+    function = f" ({verdict.function})" if verdict.function else ""
+    yield f"FAILED {verdict.what}{function} in {where(verdict)}: {escape(verdict.reason)}"
+    yield from (f"  {rule_line(id)}" for id in verdict.rules)
+    if verdict.expected:
+        yield f"  expected {escape(verdict.expected)}"
+    if verdict.observed:
+        yield f"  observed {escape(verdict.observed)}"
+
+
+def where(verdict: Verdict | DecisionVerdict) -> str:
     """Which operation of which process."""
     number = f"operation {verdict.op}" if verdict.op >= 0 else "between operations"
     return f"{number} of process {verdict.pid} (address space {verdict.space})"
