@@ -77,6 +77,28 @@ static __always_inline u64 compat_read_call(u64 task, u64 regs, u64 *args, u32 *
 	}
 	return REG(orig_ax);
 }
+
+/* Arguments of a probed function, at its first instruction: six in registers, then the stack above the way back. */
+static __always_inline void compat_read_arguments(u64 regs, u64 *args)
+{
+	u64 sp = compat_stack_pointer(regs);
+
+	bpf_probe_read_kernel(&args[0], 8, (void *)(regs + OFF_regs_di));
+	bpf_probe_read_kernel(&args[1], 8, (void *)(regs + OFF_regs_si));
+	bpf_probe_read_kernel(&args[2], 8, (void *)(regs + OFF_regs_dx));
+	bpf_probe_read_kernel(&args[3], 8, (void *)(regs + OFF_regs_cx));
+	bpf_probe_read_kernel(&args[4], 8, (void *)(regs + OFF_regs_r8));
+	bpf_probe_read_kernel(&args[5], 8, (void *)(regs + OFF_regs_r9));
+	bpf_probe_read_kernel(&args[6], 40, (void *)(sp + 8));
+}
+
+static __always_inline u64 compat_read_answer(u64 regs)
+{
+	u64 answer = 0;
+
+	bpf_probe_read_kernel(&answer, 8, (void *)(regs + OFF_regs_ax));
+	return answer;
+}
 #elif defined(ARCH_ARM64)
 static __always_inline u64 compat_call_number(u64 regs)
 {
@@ -110,6 +132,21 @@ static __always_inline u64 compat_read_call(u64 task, u64 regs, u64 *args, u32 *
 	args[4] = r[4];
 	args[5] = r[5];
 	return compat_call_number(regs);
+}
+
+/* Arguments of a probed function, at its first instruction: eight in registers, then the stack. */
+static __always_inline void compat_read_arguments(u64 regs, u64 *args)
+{
+	bpf_probe_read_kernel(args, 64, (void *)regs);
+	bpf_probe_read_kernel(&args[8], 24, (void *)compat_stack_pointer(regs));
+}
+
+static __always_inline u64 compat_read_answer(u64 regs)
+{
+	u64 answer = 0;
+
+	bpf_probe_read_kernel(&answer, 8, (void *)regs);
+	return answer;
 }
 #endif
 #endif

@@ -43,6 +43,7 @@ struct space {
 	u32 part, broken;	/* of this section: records made so far; whether one of them was lost */
 	u64 store_lo, store_hi;
 	u64 acquired, arg;
+	u64 decisions;		/* calls of probed functions so far */
 	u64 walk_node, walk_min, walk_max, walk_addr, cover_lo;
 	u32 slot, in_leaf;
 	u64 root_at;

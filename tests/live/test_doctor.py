@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from vmatrace import btf
-from vmatrace.capture import probe_trials
+from vmatrace.capture import kernel_calls, probe_trials
 from vmatrace.capture.operations import TRACEPOINTS
 from vmatrace.kernel.plan import operations_plan
 
@@ -67,7 +67,7 @@ def trial_programs() -> int:
 
 def test_nothing_stays_loaded(vmatrace: Path) -> None:
     before = trial_programs()
-    program = probe_trials._load(probe_trials._TYPE_RAW_TRACEPOINT)
+    program = probe_trials._load(kernel_calls.TYPE_RAW_TRACEPOINT)
     listed = trial_programs() > before
     os.close(program)
     if not listed:

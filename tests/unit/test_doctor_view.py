@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from vmatrace.capture import probe_trials
+from vmatrace.capture import kernel_calls
 from vmatrace.capture.diagnosis import Check, Diagnosis
 from vmatrace.capture.probe_trials import Trial, try_all
 from vmatrace.cli import doctor_view as view
@@ -110,14 +110,14 @@ def test_what_is_not_in_the_kernel_is_not_tried(monkeypatch: pytest.MonkeyPatch)
     def forbidden(*_args: object) -> int:
         raise AssertionError("tried")
 
-    monkeypatch.setattr(probe_trials, "_bpf", forbidden)
+    monkeypatch.setattr(kernel_calls, "_bpf", forbidden)
     absent = [probe for probe in decisions_plan(None, []) if not probe.name]
     assert absent
     assert {trial.state for trial in try_all(absent, None)} == {"missing"}
 
 
 def test_another_machine_is_told_by_its_errno(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe_trials.platform, "machine", lambda: "vax")
+    monkeypatch.setattr(kernel_calls.platform, "machine", lambda: "vax")
     first, *_ = try_all(operations_plan(None), None)
     assert first.state == "refused"
     assert first.reason == "ENOSYS (no call numbers for vax)"

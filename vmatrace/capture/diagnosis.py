@@ -15,7 +15,7 @@ from pathlib import Path
 from vmatrace import btf as btf_reader
 from vmatrace.btf import Btf
 from vmatrace.capture.bcc import Program, load_bcc
-from vmatrace.capture.headers import KALLSYMS, header_tree
+from vmatrace.capture.headers import KALLSYMS, function_names, header_tree
 from vmatrace.capture.probe_trials import Trial, try_all
 from vmatrace.errors import VmatraceError
 from vmatrace.kernel.functions import decisions_plan
@@ -62,7 +62,7 @@ def diagnose() -> tuple[Diagnosis, Btf | None]:
     """Tries everything on the running kernel; gives the kernel's BTF too, where it has one."""
     btf, btf_check = _read_btf()
     checks = [_user(), btf_check, _symbols(), _bcc(), *_information()]
-    symbols = tuple(_function_names())
+    symbols = tuple(function_names())
     diagnosis = Diagnosis(
         tuple(checks),
         try_all(operations_plan(btf), btf),
@@ -118,17 +118,6 @@ def _symbols() -> Check:
             "sysctl kernel.kptr_restrict=1, as root",
         )
     return Check("kernel symbols", True, f"{KALLSYMS}: addresses readable")
-
-
-def _function_names() -> Iterator[str]:
-    try:
-        with KALLSYMS.open("rb") as symbols:
-            for line in symbols:
-                _, kind, name = line.split()[:3]
-                if kind in b"tTwW":
-                    yield name.decode()
-    except (OSError, ValueError):
-        return
 
 
 def _bcc() -> Check:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from vmatrace.btf import Btf
@@ -156,6 +156,8 @@ _OPTIONAL: Mapping[str, str] = {
     "vma_vm_policy": "vm_area_struct.vm_policy",
     "vma_vm_userfaultfd_ctx": "vm_area_struct.vm_userfaultfd_ctx",
     "vma_anon_name": "vm_area_struct.anon_name",
+    "vma_anon_pgoff_lo": "vm_area_struct.__vm_anon_pgoff_lo",
+    "vma_anon_pgoff_hi": "vm_area_struct.__vm_anon_pgoff_hi",
     "anon_name_name": "anon_vma_name.name",
     "mempolicy_mode": "mempolicy.mode",
     "mempolicy_nodes": "mempolicy.nodes",
@@ -167,7 +169,7 @@ _REGS: Mapping[str, Mapping[str, str]] = {
     "x86_64": {
         **{
             f"regs_{name}": f"pt_regs.{name}"
-            for name in ("orig_ax", "sp", "di", "si", "dx", "r10", "r8", "r9", "bx", "cx", "bp")
+            for name in ("orig_ax", "sp", "di", "si", "dx", "r10", "r8", "r9", "bx", "cx", "bp", "ax")
         },
         "task_thread_status": "thread_info.status",  # thread_info is the first member of task_struct
     },
@@ -218,6 +220,18 @@ def header_tree(into: Path) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     return into
+
+
+def function_names(kallsyms: Path = KALLSYMS) -> Iterator[str]:
+    """The names of all functions, those of modules included; none where the kernel does not tell."""
+    try:
+        with kallsyms.open("rb") as symbols:
+            for line in symbols:
+                _, kind, name = line.split()[:3]
+                if kind in b"tTwW":
+                    yield name.decode()
+    except (OSError, ValueError):
+        return
 
 
 def text_ranges(names: Iterable[str], kallsyms: Path = KALLSYMS) -> dict[str, tuple[int, int]]:

@@ -15,6 +15,7 @@ from vmatrace.errors import UsageError, VmatraceError
 
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _FAILED_BEFORE_COMMAND = 125
+_LAYERS = ("auto", "operations", "decisions")
 
 
 def command(
@@ -45,8 +46,8 @@ def command(
     asked = tuple(words or ())
     if user and not asked:
         raise UsageError("--user: is for a command", "vmatrace record -u USER -- CMD")
-    if layer not in ("auto", "operations"):
-        raise UsageError(f"--layer {layer}: not available", "use --layer operations; see `vmatrace doctor`")
+    if layer not in _LAYERS:
+        raise UsageError(f"--layer {layer}: not known", "use " + ", ".join(_LAYERS))
     wanted = Wanted(
         output=output or _default_name(asked, tuple(pids or ())),
         command=asked,
@@ -58,6 +59,7 @@ def command(
         max_size=_bytes(max_size) if max_size else None,
         ring_bytes=_ring(buffer),
         max_spaces=8192 if everything else 1024,
+        layer=layer,
     )
 
     def say(text: str) -> None:
