@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,6 +19,8 @@ _TABLES: Final = ("sections", "calls", "tasks", "faults", "files", "decisions")
 _PENDING: Final = 256
 # How many records later the last part of a section may leave the kernel.
 _FAR: Final = 4096
+# So many holes of a CPU before a section are looked at.
+_NEAR: Final = 8
 _NO_CPU: Final = 65535
 _NEVER: Final = 1 << 62
 
@@ -39,7 +41,7 @@ class CpuNumbers:
     def __init__(self) -> None:
         self._pending: dict[int, Array] = {}
         self._holes: list[_Hole] = []
-        # CPU, index, and how many numbers a section took that do not stand just before its own.
+        # CPU, index and the number of earlier parts of sections.
         self._spare: list[tuple[int, int, int]] = []
 
     def add(self, tables: Mapping[str, Table]) -> None:
@@ -73,18 +75,20 @@ class CpuNumbers:
         return sorted((hole.lo, hole.hi) for hole in self._holes if hole.missing)
 
     def _explain(self) -> None:
-        """Fill holes with the parts of sections, those first that stand nearest to each other."""
+        """Fill holes with the parts of sections: those first between which nothing else can lie."""
         pairs = []
         for cpu in {hole.cpu for hole in self._holes if self._spare}:
             holes = sorted((hole for hole in self._holes if hole.cpu == cpu), key=lambda hole: hole.hi)
             ends = [hole.hi for hole in holes]
-            for place, (own, index, _) in enumerate(self._spare):
-                at = bisect_right(ends, index - _FAR)
-                while at < len(holes) and holes[at].lo < index:
-                    pairs.append((abs(ends[at] - index), own != cpu, place, holes[at]))
-                    at += 1
-        left = [spare for _, _, spare in self._spare]
-        for _, _, place, hole in sorted(pairs, key=lambda pair: pair[:3]):
+            for place, (own, index, parts) in enumerate(self._spare):
+                last = bisect_left(ends, index)
+                for hole in holes[max(bisect_right(ends, index - _FAR), last - _NEAR) : last + 1]:
+                    if hole.lo < index:
+                        begin = index - 2 * parts  # where its first part left the kernel, if nothing came between
+                        apart = (max(index - hole.hi, 0), abs(begin - hole.lo), own != cpu)
+                        pairs.append((apart, place, hole))
+        left = [parts for _, _, parts in self._spare]
+        for _, place, hole in sorted(pairs, key=lambda pair: pair[:2]):
             taken = min(hole.missing, left[place])
             hole.missing -= taken
             left[place] -= taken
@@ -97,9 +101,10 @@ class CpuNumbers:
         done = max(len(rows) - keep, 0)
         seq, index, parts = rows[: done + 1].T
         self._pending[cpu] = rows[done:].copy()
-        skipped = np.diff(seq) - 1
-        missing = skipped - (parts[1:] - 1)
+        missing, parts = np.diff(seq) - 1, parts[1:] - 1
+        # A record takes two numbers of the index: here only the section's own parts left in between.
+        own = (missing == parts) & (np.diff(index) == 2 * parts + 2)
+        missing[own] = parts[own] = 0
         for at in np.flatnonzero(missing > 0).tolist():
             self._holes.append(_Hole(cpu, int(index[at]), int(index[at + 1]), int(missing[at])))
-        spare = parts[1:] - 1 - np.clip(skipped, 0, parts[1:] - 1)
-        self._spare += [(cpu, int(index[at + 1]), int(spare[at])) for at in np.flatnonzero(spare > 0).tolist()]
+        self._spare += [(cpu, int(index[at + 1]), int(parts[at])) for at in np.flatnonzero(parts > 0).tolist()]
