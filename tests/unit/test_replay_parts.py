@@ -9,7 +9,7 @@ import pytest
 from vmatrace.kernel import KernelProfile
 from vmatrace.replay import evidence
 from vmatrace.replay.evidence import ALLOC, DUP, FREED, MERGED, STORE, UNMAPPED, Expected, compare, expect
-from vmatrace.replay.files import FileInfo, Files, Unlearnt, access_of, kind_of
+from vmatrace.replay.files import FileInfo, Files, HookSeen, Unlearnt, access_of, kind_of
 from vmatrace.replay.limits import LimitBook
 from vmatrace.replay.requests import policy_of
 from vmatrace.replay.state import EVERYTHING, KernelFacts, SpaceState, TracedSpace
@@ -17,11 +17,13 @@ from vmatrace.rules.model import FileGiven, Merge, MmState, Policy
 from vmatrace.schema import FILE_BITS
 from vmatrace.vma import (
     DONTEXPAND,
+    IO,
     MAY_ALL,
     MAYBE_GUARD,
     MAYSHARE,
     MAYWRITE,
     MIXEDMAP,
+    PFNMAP,
     READ,
     SHARED,
     WRITE,
@@ -244,16 +246,16 @@ REGULAR, DEVICE = 0o100644, 0o020644
 def test_kinds_of_files() -> None:
     assert kind_of(None, True, False) == ("", 0)
     assert kind_of(None, False, False) == ("special", 0)
-    assert kind_of(FileInfo(1, REGULAR, 0xEF53, 0, "/a"), False, False) == ("", 0)
-    assert kind_of(FileInfo(1, REGULAR, 0x01021994, 0, "/memfd:a (deleted)"), False, False) == ("shmem", 0)
-    assert kind_of(FileInfo(1, REGULAR, 0x01021994, 0, "/SYSV00 (deleted)"), False, True) == ("sysv", 0)
-    assert kind_of(FileInfo(1, REGULAR, 0x01021994, 0, "/dev/zero (deleted)"), False, False) == ("shmem_anon", 0)
+    assert kind_of(FileInfo(1, 0, REGULAR, 0xEF53, 0, "/a"), False, False) == ("", 0)
+    assert kind_of(FileInfo(1, 0, REGULAR, 0x01021994, 0, "/memfd:a (deleted)"), False, False) == ("shmem", 0)
+    assert kind_of(FileInfo(1, 0, REGULAR, 0x01021994, 0, "/SYSV00 (deleted)"), False, True) == ("sysv", 0)
+    assert kind_of(FileInfo(1, 0, REGULAR, 0x01021994, 0, "/dev/zero (deleted)"), False, False) == ("shmem_anon", 0)
 
 
 def test_a_driver_is_learnt_from_another_mapping() -> None:
     files = Files()
     bits = FILE_BITS["FILE_READ"] | FILE_BITS["FILE_WRITE"] | FILE_BITS["FILE_MMAP"]
-    files.known[7] = FileInfo(7, DEVICE, 0x9041934, bits, "/dev/thing")
+    files.known[7] = FileInfo(7, 0, DEVICE, 0x9041934, bits, "/dev/thing")
     wanted = READ | SHARED | MAY_ALL | MAYSHARE
     access = access_of(wanted)
     assert isinstance(files.given(7, access, True), Unlearnt)
@@ -268,8 +270,29 @@ def test_a_driver_is_learnt_from_another_mapping() -> None:
 
 def test_ordinary_files_set_nothing() -> None:
     files = Files()
-    files.known[7] = FileInfo(7, REGULAR, 0xEF53, FILE_BITS["FILE_READ"], "/a")
+    files.known[7] = FileInfo(7, 0, REGULAR, 0xEF53, FILE_BITS["FILE_READ"], "/a")
     given = files.given(7, READ | SHARED, True)
     assert isinstance(given, FileGiven)
     assert not given.set_flags | given.clear_flags
     assert (given.readable, given.writable) == (True, False)
+
+
+def test_a_hook_that_was_seen_is_an_input() -> None:
+    files = Files()
+    files.known[7] = FileInfo(7, 0, DEVICE, 0x9041934, FILE_BITS["FILE_READ"] | FILE_BITS["FILE_WRITE"], "/dev/thing")
+    without_ops = files.given(7, READ, True, HookSeen(IO | PFNMAP, 0, False, False))
+    assert isinstance(without_ops, FileGiven)
+    assert (without_ops.set_flags, without_ops.anonymous) == (IO | PFNMAP, True)
+    # Whether vm_ops have a close hook no record says: another mapping has to show it.
+    assert isinstance(files.given(7, READ, True, HookSeen(IO, 0, True, False)), Unlearnt)
+    assert isinstance(files.given(7, READ, True, HookSeen(WRITE, 0, False, False)), str)
+
+
+def test_a_file_behind_a_stacked_one_is_not_the_file_that_was_given() -> None:
+    files = Files()
+    bits = FILE_BITS["FILE_READ"] | FILE_BITS["FILE_STACKED"] | FILE_BITS["FILE_MMAP_PREPARE"]
+    files.known[7] = FileInfo(7, 0, REGULAR, 0xEF53, bits, "/a")
+    given = files.given(7, READ, True)
+    assert isinstance(given, FileGiven)
+    assert given.identity != 7
+    assert (given.kept, given.prepare) == (7, False)

@@ -32,9 +32,8 @@ _FIELDS: Final = (
 )  # fmt: skip
 
 
-def judge_decisions(all: Replayer, seen: Occurrence) -> list[DecisionVerdict]:
+def judge_decisions(all: Replayer, seen: Occurrence, made: Sequence[Decision]) -> list[DecisionVerdict]:
     """The verdicts of all decisions of an operation, and of whether both layers tell the same of it."""
-    made = all.trace.decisions.of(seen.columns.row)
     found = [verdict for each in made if (verdict := _judge(all, each, made, seen)) is not None]
     differences = disagreement(all.trace, seen, made)
     found += [_disagrees(seen, difference) for difference in differences]

@@ -15,6 +15,7 @@ from vmatrace.replay import kinds
 from vmatrace.replay.decisions import judge_decisions
 from vmatrace.replay.doubts import NEVER, Losses
 from vmatrace.replay.files import Files, info_of, kind_of
+from vmatrace.replay.hooks import hook_of
 from vmatrace.replay.judge import Judge, Layouts
 from vmatrace.replay.limits import LimitBook
 from vmatrace.replay.occurrence import Occurrence
@@ -158,7 +159,9 @@ class Replayer:
         judge = self._judge(seen)
         kind = columns.kind
         if self.trace.decisions.present:
-            self.decided += judge_decisions(self, judge.seen)
+            made = self.trace.decisions.of(columns.row)
+            self.decided += judge_decisions(self, judge.seen, made)
+            judge.seen.hook = hook_of(made)
         if kind == matching.CALL:
             kinds.judge_call(judge)
         elif kind == matching.FORK:

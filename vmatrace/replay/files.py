@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from vmatrace.rules.model import FileGiven
 from vmatrace.schema import FILE_BITS
@@ -29,8 +29,7 @@ from vmatrace.vma import (
 
 #: Flags that a driver may be learnt to set or clear (design, section 6); anything else is left undecided.
 LEARNABLE: Final = (
-    IO | PFNMAP | MIXEDMAP | DONTEXPAND | DONTDUMP | DONTCOPY | LOCKED | HUGEPAGE
-    | MAYREAD | MAYWRITE | MAYEXEC
+    IO | PFNMAP | MIXEDMAP | DONTEXPAND | DONTDUMP | DONTCOPY | LOCKED | HUGEPAGE | MAYREAD | MAYWRITE | MAYEXEC
 )
 
 TMPFS: Final = 0x01021994
@@ -92,9 +91,7 @@ class FileInfo:
 
 def info_of(row: dict[str, Any]) -> FileInfo:
     """The FileInfo of a row of the table ``files``."""
-    file, place, mode, magic, hooks = (
-        int(row[name]) for name in ("file", "index", "mode", "fs_magic", "hooks")
-    )
+    file, place, mode, magic, hooks = (int(row[name]) for name in ("file", "index", "mode", "fs_magic", "hooks"))
     return FileInfo(file, place, mode, magic, hooks, str(row["path"]))
 
 
@@ -117,6 +114,18 @@ def kind_of(info: FileInfo | None, anonymous: bool, close: bool) -> tuple[str, i
     if info.bits & FILE_BITS["FILE_OWN_AREA"] and info.magic not in _ORDINARY:
         return "own_area", 0
     return "", 0
+
+
+class HookSeen(NamedTuple):
+    """What the decisions layer saw of a file's mmap_prepare: flags set and cleared, whether it left any vm_ops.
+
+    ``nested``: it was called by the compatibility layer, for a stacked file.
+    """
+
+    set_flags: int
+    clear_flags: int
+    ops: bool
+    nested: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +189,13 @@ class Files:
         info = self.info(identity) if type(identity) is int else None
         return -1 if info is None else info.place
 
-    def given(self, identity: int, access: int, fd_given: bool) -> FileGiven | Unlearnt | str:
+    def given(
+        self, identity: int, access: int, fd_given: bool, hook: HookSeen | None = None
+    ) -> FileGiven | Unlearnt | str:
         """The input of an mmap that ended with file ``identity``; a text says why it is not known.
 
-        ``access``: READ, WRITE, EXEC and SHARED as asked for. ``fd_given``: not an anonymous map.
+        ``access``: READ, WRITE, EXEC and SHARED as asked for. ``fd_given``: not an anonymous map. ``hook``: what its
+        mmap_prepare was seen to do.
         """
         shared = access & SHARED
         info = self.info(identity)
@@ -202,7 +214,7 @@ class Files:
             # A shared map of /dev/zero ends with a shmem file of its own: what was given is not what is kept.
             zero = ("/dev/zero", identity)
             return replace(given, identity=zero, kept=identity, readable=True, writable=True)
-        return self._driver(info, given, access)
+        return self._driver(info, given, access, hook)
 
     def opened(self, identity: int) -> FileGiven | None:
         """What is known of a file that could not be mapped."""
@@ -212,7 +224,9 @@ class Files:
         can_map = bool(info.bits & (FILE_BITS["FILE_MMAP"] | FILE_BITS["FILE_MMAP_PREPARE"]))
         return replace(_given(info), can_map=can_map)
 
-    def _driver(self, info: FileInfo, given: FileGiven, access: int) -> FileGiven | Unlearnt | str:
+    def _driver(
+        self, info: FileInfo, given: FileGiven, access: int, hook: HookSeen | None
+    ) -> FileGiven | Unlearnt | str:
         if info.magic == SECRETMEM:
             return given  # what its hook sets is a rule of its own
         if info.magic == HUGETLBFS:
@@ -224,9 +238,22 @@ class Files:
         if info.magic == OVERLAY:
             return "the file that was given to a stacked file system is not known"
         key = (*info.type_key, access)
-        if self.drivers.get(key, _NEVER) is None:
+        if hook is not None and (hook.set_flags | hook.clear_flags) & ~LEARNABLE:
+            return "the hook of this file changes flags that are not a driver's"
+        if hook is not None and not hook.ops:
+            return replace(
+                given,
+                set_flags=hook.set_flags,
+                clear_flags=hook.clear_flags,
+                anonymous=True,
+                nested_prepare=hook.nested,
+            )
+        if hook is None and self.drivers.get(key, _NEVER) is None:
             return "the driver of this file sets now this, now that"
         learnt = self.drivers.get(key)
+        if learnt is not None and hook is not None:
+            # Its flags were seen; whether its vm_ops have a close hook is what other mappings show.
+            learnt = replace(learnt, set_flags=hook.set_flags, clear_flags=hook.clear_flags)
         if learnt is None:
             return Unlearnt(given, "what the driver of this file sets is not known yet")
         return replace(
@@ -243,9 +270,7 @@ class Files:
         if info is None or (vma.flags ^ wanted) & ~LEARNABLE:
             return
         key = (*info.type_key, access_of(wanted))
-        self.drivers.setdefault(
-            key, Learnt(vma.flags & ~wanted, wanted & ~vma.flags, vma.anonymous, vma.close)
-        )
+        self.drivers.setdefault(key, Learnt(vma.flags & ~wanted, wanted & ~vma.flags, vma.anonymous, vma.close))
 
     def doubt(self, identity: object, access: int) -> bool:
         """What was learnt of a file's driver does not hold: forget it for good. False: nothing was learnt."""

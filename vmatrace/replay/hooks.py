@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from vmatrace.ingest.decisions import Decision, Descriptor, Row
 from vmatrace.replay.attempts import Outcome
-from vmatrace.replay.files import LEARNABLE, SECRETMEM, FileInfo
+from vmatrace.replay.files import LEARNABLE, SECRETMEM, FileInfo, HookSeen
 from vmatrace.replay.occurrence import errno_name
 from vmatrace.replay.result import FAILED, PASSED, UNDECIDED
 from vmatrace.rules.context import Kernel
@@ -22,19 +22,6 @@ if TYPE_CHECKING:
 HOOK_KINDS: Final = frozenset(("MMAP_PREPARE", "COMPAT_MMAP"))
 
 
-class HookSeen(NamedTuple):
-    """What a mapping's file did to it: the file given, flags set and cleared, the symbol of its vm_ops.
-
-    ``nested``: through the compatibility layer. ``ops`` is empty where the mapping has none.
-    """
-
-    file: int
-    set_flags: int
-    clear_flags: int
-    ops: str
-    nested: bool
-
-
 def hook_of(made: Sequence[Decision]) -> HookSeen | None:
     """The one hook that ran in an operation, None where none was seen or several were."""
     calls = [each for each in made if each.what == "MMAP_PREPARE" and each.error == 0 and len(each.descs) == 2]
@@ -42,13 +29,7 @@ def hook_of(made: Sequence[Decision]) -> HookSeen | None:
         return None
     before, after = calls[0].descs
     nested = any(each.what == "COMPAT_MMAP" and each.contains(calls[0]) for each in made)
-    file = given_file(made) or calls[0].file or before.file
-    return HookSeen(file, after.flags & ~before.flags, before.flags & ~after.flags, after.ops, nested)
-
-
-def given_file(made: Sequence[Decision]) -> int:
-    """The file that an mmap was given, before any hook could replace it; 0 where it was not seen."""
-    return next((each.file for each in made if each.what == "MMAP"), 0)
+    return HookSeen(after.flags & ~before.flags, before.flags & ~after.flags, bool(after.ops), nested)
 
 
 def judge_hook(all: Replayer, asked: Decision, inner: Sequence[Decision], made: Sequence[Decision]) -> Outcome:

@@ -7,7 +7,9 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from typing import Final, NamedTuple
 
+from vmatrace.ingest.states import CUT, TELLING
 from vmatrace.replay import evidence as second
+from vmatrace.replay.files import HookSeen
 from vmatrace.replay.stream import Call, Cover, OperationRow, Row, Section
 from vmatrace.syscalls import SystemCall, call_name, find_call
 from vmatrace.vma import GROWSDOWN, Vma
@@ -18,7 +20,10 @@ _ADDRESSES: Final = frozenset(("addr", "start", "new_addr", "shmaddr"))
 
 
 class Walk(NamedTuple):
-    """One walked interval: the VMAs are complete for ``[lo, hi)``, unless ``flags`` say why not."""
+    """One walked interval: the VMAs are complete for ``[lo, hi)``, unless ``flags`` say why not.
+
+    A walk that ran out of room is complete as far as it came.
+    """
 
     lo: int
     hi: int
@@ -48,6 +53,8 @@ class Occurrence:
         self.lost = lost
         #: Another section of the address space lies between its own, of which only those before it are here.
         self.interleaved = interleaved
+        #: What the decisions layer saw of the hook of the file that was mapped.
+        self.hook: HookSeen | None = None
         if len(sections) == 1:
             self.events: Sequence[second.Event] = sections[0].evidence
         else:
@@ -103,6 +110,17 @@ class Occurrence:
         What unmaps goes on with the lock downgraded.
         """
         return any(event[0] == second.UNMAPPED for event in self.events)
+
+    @property
+    def unread_from(self) -> int | None:
+        """Beyond this address VMAs may have changed unseen: a walk of them all ran out of room there."""
+        ends = [
+            end
+            for section in self.sections
+            for _, end, flags, _ in section.after_cover
+            if flags & CUT and section.op_class not in TELLING
+        ]
+        return min(ends) if ends else None
 
     @property
     def named(self) -> list[int]:
@@ -177,7 +195,7 @@ def _walks(covers: Sequence[Cover], rows: Sequence[Row], vma: Callable[[Row], Vm
     found, at = [], 0
     for start, end, flags, count in covers:
         if end:
-            found.append(Walk(start, end, flags, [vma(row) for row in rows[at : at + count]]))
+            found.append(Walk(start, end, flags & ~CUT, [vma(row) for row in rows[at : at + count]]))
         at += count
     return found
 

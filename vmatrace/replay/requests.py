@@ -197,7 +197,7 @@ def _mapped_file(prot: int, flags: int, asked: Asked) -> FileGiven | Unlearnt | 
         reason = "the mapped file is not described in the trace"
         return Wrong(reason) if asked.whole else Open(reason)
     shared = SHARED if flags & MAP_TYPE in (MAP_SHARED, MAP_SHARED_VALIDATE) else 0
-    given = asked.files.given(vma.file, prot & ACCESS | shared, not flags & MAP_ANONYMOUS)
+    given = asked.files.given(vma.file, prot & ACCESS | shared, not flags & MAP_ANONYMOUS, asked.seen.hook)
     return Open(given) if isinstance(given, str) else given
 
 
