@@ -49,7 +49,7 @@ static __always_inline void ranges_of_call(struct space *s, u64 *args, u64 regs,
 		add_user_range(s, args[0], args[1] > args[2] ? args[1] : args[2]);
 		break;
 	case OP_UFFD:
-		bpf_probe_read_user(pair, 16, (void *)args[2]);
+		read_user(pair, 16, (void *)args[2]);
 		add_user_range(s, pair[0], pair[1]);
 		break;
 	case OP_WHOLE:
@@ -231,26 +231,26 @@ static __always_inline void read_user_arguments(u8 class, u64 *args)
 		args[4] = args[5] = ADDR_END;
 		pointer = args[2] ? args[2] : args[1];
 		if (pointer > 4096)
-			bpf_probe_read_user(&args[4], 16, (void *)pointer);
+			read_user(&args[4], 16, (void *)pointer);
 		break;
 	case OP_UFFD:
 		args[3] = args[4] = args[5] = 0;
-		bpf_probe_read_user(&args[3], 24, (void *)args[2]);
+		read_user(&args[3], 24, (void *)args[2]);
 		break;
 	case OP_MBIND:
 		pointer = args[3];
 		args[3] = 0;
 		if (pointer)
-			bpf_probe_read_user(&args[3], 8, (void *)pointer);
+			read_user(&args[3], 8, (void *)pointer);
 		break;
 	case OP_VECTOR:
 		pointer = args[1];
 		args[1] = args[5] = 0;
-		bpf_probe_read_user(&args[1], 8, (void *)pointer);
-		bpf_probe_read_user(&args[5], 8, (void *)(pointer + 8));
+		read_user(&args[1], 8, (void *)pointer);
+		read_user(&args[5], 8, (void *)(pointer + 8));
 		break;
 	case OP_OLD_MMAP:
-		if (bpf_probe_read_user(words, 24, (void *)args[0]))
+		if (read_user(words, 24, (void *)args[0]))
 			break;
 		args[0] = words[0];
 		args[1] = words[1];
