@@ -119,6 +119,7 @@ def frames_page() -> str:
 
 def verdicts() -> str:
     from vmatrace.replay import SKIPPED_KINDS
+    from vmatrace.replay.decisions import JUDGED
 
     rows = (
         ("passed", "every predicted field was compared and is equal, and both evidences agree"),
@@ -129,7 +130,16 @@ def verdicts() -> str:
     )
     kinds = ((f"`{key}`", text) for key, text in SKIPPED_KINDS.items())
     skipped = ("## What is skipped\n", table(("kind", "calls"), kinds))
-    return page("Verdicts of `vmatrace replay`", "vmatrace/replay", table(("verdict", "means"), rows), *skipped)
+    decisions = (
+        "## Decisions\n",
+        "Where the trace has the decisions layer, each decision of these kinds has a verdict of its own: the rules\n"
+        "are run on what the kernel looked at, and its answer is compared. They do not use the model of the address\n"
+        "space, so operations and decisions are evidence against each other: `agreed` counts the operations with\n"
+        "merges or cuts of which both tell the same, and an operation of which they do not is FAILED too.\n",
+        table(("decision", "compared"), JUDGED.items()),
+    )
+    verdicts = table(("verdict", "means"), rows)
+    return page("Verdicts of `vmatrace replay`", "vmatrace/replay", verdicts, *skipped, *decisions)
 
 
 def commands() -> str:

@@ -89,7 +89,7 @@ class Trace:
         return run(self.data, rules, without)
 
     def frame(self, kind: str = "operations") -> pd.DataFrame:
-        """A pandas frame: ``operations``, ``events``, ``vmas`` (over time) or ``verdicts`` (rules auto).
+        """A pandas frame: ``operations``, ``events``, ``vmas`` (over time), ``verdicts`` (rules auto) or ``decisions``.
 
         Columns are documented in `vmatrace.frames.COLUMNS`.
         """
@@ -98,6 +98,7 @@ class Trace:
             "events": lambda: frames.events_frame(self.data),
             "vmas": lambda: frames.vmas_frame(self.data),
             "verdicts": lambda: frames.verdicts_frame(self.replay()),
+            "decisions": lambda: frames.decisions_frame(self.data, self.replay()),
         }
         if kind not in makers:
             near = nearest(kind, makers) or "one of " + ", ".join(makers)

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vmatrace.ingest import KIND_NAMES, Operation, Section, Trace, errno_name
+from vmatrace.ingest import KIND_NAMES, Decision, Operation, Section, Trace, errno_name
 from vmatrace.ingest.match import LOST
-from vmatrace.replay.result import ReplayResult
+from vmatrace.replay.result import DecisionVerdict, ReplayResult
 from vmatrace.syscalls import call_name
 from vmatrace.timeline import Snapshot
 from vmatrace.vma import Vma, flag_names
@@ -84,6 +84,24 @@ COLUMNS: Final[dict[str, tuple[tuple[str, str, str], ...]]] = {
         ("expected", "string", "failed: what the rules say"),
         ("observed", "string", "failed: what the kernel did"),
     ),
+    "decisions": (
+        _TIME,
+        *_WHO[:2],
+        ("op", "UInt32", "number of the operation in its address space, NA outside of one"),
+        ("tid", "uint32", "the task"),
+        ("what", "string", "kind of decision: MERGE_NEW, MERGE_EXISTING, SPLIT, MMAP_PREPARE, ... (schema.DECISIONS)"),
+        ("function", "string", "the kernel function that was probed"),
+        ("start", "UInt64", "the range that the kernel was asked about, NA where it has none"),
+        ("end", "UInt64", "its end, exclusive"),
+        ("flags", "string", "vm_flags asked for, names without VM_, joined by |"),
+        ("merged", "boolean", "whether a merge attempt succeeded, NA for anything else"),
+        ("errno", "string", "symbolic errno of one that failed, else NA"),
+        ("refused_by", "string", "left:rule or right:rule for every condition that refused, joined by blanks"),
+        ("set", "string", "mmap_prepare: flags that the hook set, joined by |"),
+        ("cleared", "string", "mmap_prepare: flags that it cleared"),
+        ("verdict", "string", "passed, failed or undecided; NA for kinds that are not judged"),
+        ("reason", "string", "why it is not passed"),
+    ),
 }
 """Kind of frame -> (column, pandas type, meaning), in order."""
 
@@ -94,9 +112,7 @@ def operations_frame(trace: Trace) -> pd.DataFrame:
     rows = np.argsort(table.order, kind="stable")
     has_call = table.call[rows] >= 0
     call = np.where(has_call, table.call[rows], 0)
-    columns: dict[str, Any] = {
-        name: _pick(calls[name], call, has_call) for name in ("time", "pid", "tid", "result")
-    }
+    columns: dict[str, Any] = {name: _pick(calls[name], call, has_call) for name in ("time", "pid", "tid", "result")}
     syscall = _names(trace, _pick(calls["abi"], call, has_call), _pick(calls["nr"], call, has_call))
     syscall = np.where(has_call, syscall, np.array(KIND_NAMES, dtype=object)[table.kind[rows]])
     reason = np.full(len(rows), "", dtype=object)
@@ -144,15 +160,48 @@ def vmas_frame(trace: Trace) -> pd.DataFrame:
 def snapshot_frame(trace: Trace, snapshot: Snapshot) -> pd.DataFrame:
     """The VMAs of one moment (`vmatrace.timeline.Timeline.at`), one row each."""
     rows = [_vma_row(trace, vma) for vma in snapshot.vmas]
-    return pd.DataFrame(
-        {name: pd.Series([row[name] for row in rows], dtype=dtype) for name, dtype, _ in _VMA}
-    )
+    return pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=dtype) for name, dtype, _ in _VMA})
 
 
 def verdicts_frame(result: ReplayResult) -> pd.DataFrame:
     """One row per verdict, in the order in which the operations were judged."""
     names = [name for name, _, _ in COLUMNS["verdicts"]]
     return _rows_frame("verdicts", ({name: getattr(verdict, name) for name in names} for verdict in result))
+
+
+def decisions_frame(trace: Trace, result: ReplayResult) -> pd.DataFrame:
+    """One row per decision in the order in which they were made, with its verdict; none without that layer."""
+    verdicts = {verdict.place: verdict for verdict in result.decisions if verdict.function}
+    number = trace.operations.number
+    rows = (
+        _decision(each, int(number[op]) if op >= 0 else None, verdicts.get(each.place), trace.records.first_time)
+        for each, op in zip(trace.decisions, trace.decisions.op.tolist(), strict=True)
+    )
+    return _rows_frame("decisions", rows)
+
+
+def _decision(made: Decision, op: int | None, verdict: DecisionVerdict | None, first: int) -> dict[str, Any]:
+    before, after = (desc.flags for desc in made.descs) if len(made.descs) == 2 else (0, 0)
+    refusals = verdict.refusals if verdict is not None else ()
+    return {
+        "time": made.entered - first,
+        "pid": made.pid,
+        "space": made.space,
+        "op": op,
+        "tid": made.tid,
+        "what": made.what,
+        "function": made.function,
+        "start": made.start if made.end else None,
+        "end": made.end or None,
+        "flags": "|".join(flag_names(made.flags)),
+        "merged": made.merged if made.attempt else None,
+        "errno": errno_name(made.error),
+        "refused_by": " ".join(f"{each.side or 'range'}:{each.rule or 'alone'}" for each in refusals),
+        "set": "|".join(flag_names(after & ~before)),
+        "cleared": "|".join(flag_names(before & ~after)),
+        "verdict": verdict.verdict if verdict is not None else None,
+        "reason": verdict.reason if verdict is not None else "",
+    }
 
 
 def _pick(column: Array, at: Array, where: Array) -> Array:

@@ -6,7 +6,7 @@ evidence against each other.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from vmatrace.ingest.decisions import NOMEM, Decision, Row
@@ -21,6 +21,20 @@ from vmatrace.vma import MAYWRITE, SHARED, Vma, flag_names
 
 if TYPE_CHECKING:
     from vmatrace.replay.engine import Replayer
+
+JUDGED: Final[Mapping[str, str]] = {
+    "MERGE_NEW": "merged or refused, the survivor and all its fields afterwards, the state",
+    "MERGE_EXISTING": "the same; where it was refused, the VMA that was cut free",
+    "MERGE_EXTEND": "the survivor that grew, or that there is none",
+    "MERGE_COPIED": "the survivor, or the fields of the copy",
+    "EXPAND": "outside of a merge attempt: the VMA afterwards",
+    "SHRINK": "the VMA afterwards",
+    "SPLIT": "the errno, and the VMA that was cut",
+    "MMAP_PREPARE": "the range stays; an ordinary file changes no flag, secret memory those of its rule; the merge "
+    "test that follows is given what the hook left",
+    "COMPAT_MMAP": "the VMA has the flags, the file and the page offset that the hook left",
+}
+"""The kinds of decisions that have a verdict, and what of each is compared."""
 
 _UNREADABLE: Final = PROPOSAL_BITS["PROPOSAL_UNREADABLE"]
 _GIVE_UP: Final = PROPOSAL_BITS["PROPOSAL_GIVE_UP_ON_OOM"]
