@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from vmatrace.capture import target as targets
-from vmatrace.capture.decisions import Decisions, decisions_wanted
+from vmatrace.capture.decisions import WAYS, Decisions, Way, decisions_wanted
 from vmatrace.capture.headers import deaths_are_seen
 from vmatrace.capture.interrupts import Interrupts
 from vmatrace.capture.limits import SysctlWatch, process_limits
@@ -43,7 +43,10 @@ SNAPSHOT_TRIES = 10
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What to record and where to. Exactly one of ``command``, ``pids``, ``everything`` is given."""
+    """What to record and where to. Exactly one of ``command``, ``pids``, ``everything`` is given.
+
+    ``ways``: how functions may be probed, the best first.
+    """
 
     output: Path
     command: tuple[str, ...] = ()
@@ -56,6 +59,7 @@ class Wanted:
     ring_bytes: int = 16 << 20
     max_spaces: int = 1024
     layer: str = "auto"
+    ways: tuple[Way, ...] = WAYS
 
 
 @dataclass(slots=True)
@@ -116,7 +120,7 @@ class Session:
                     try:
                         self.profile = profile.result()
                         if plan:
-                            self.decisions = Decisions(self.layer.program, plan, btf)
+                            self.decisions = Decisions(self.layer.program, plan, btf, self.wanted.ways)
                     except BaseException:
                         self.layer.close()
                         raise
