@@ -99,7 +99,7 @@ COLUMNS: Final[dict[str, tuple[tuple[str, str, str], ...]]] = {
         ("refused_by", "string", "left:rule or right:rule for every condition that refused, joined by blanks"),
         ("set", "string", "mmap_prepare: flags that the hook set, joined by |"),
         ("cleared", "string", "mmap_prepare: flags that it cleared"),
-        ("verdict", "string", "passed, failed or undecided; NA for kinds that are not judged"),
+        ("verdict", "string", "passed, failed or undecided; empty for kinds that are not judged"),
         ("reason", "string", "why it is not passed"),
     ),
 }
@@ -199,7 +199,7 @@ def _decision(made: Decision, op: int | None, verdict: DecisionVerdict | None, f
         "refused_by": " ".join(f"{each.side or 'range'}:{each.rule or 'alone'}" for each in refusals),
         "set": "|".join(flag_names(after & ~before)),
         "cleared": "|".join(flag_names(before & ~after)),
-        "verdict": verdict.verdict if verdict is not None else None,
+        "verdict": verdict.verdict if verdict is not None else "",
         "reason": verdict.reason if verdict is not None else "",
     }
 

@@ -29,8 +29,12 @@ class Difference(NamedTuple):
     excuse: str
 
 
-def disagreement(trace: Trace, seen: Occurrence, made: Sequence[Decision]) -> list[Difference]:
-    """Where the decisions of an operation and its effects differ; nothing where both tell the same."""
+def disagreement(trace: Trace, seen: Occurrence, made: Sequence[Decision], lossy: bool) -> list[Difference]:
+    """Where the decisions of an operation and its effects differ; nothing where both tell the same.
+
+    ``lossy``: a record may be missing between the task's last operation and the end of this one.
+    """
+    lost = lossy or seen.lost or any((each.space, each.seq) in trace.decisions.lost for each in seen.sections)
     if seen.columns.kind not in (CALL, FAULT, OTHER):
         return []
     merges = _merges(made, trace.feature("vmg") is not False)
@@ -41,13 +45,13 @@ def disagreement(trace: Trace, seen: Occurrence, made: Sequence[Decision]) -> li
     ):
         if count != mine:
             text = f"{mine} {kind}s by decisions, {count} by effects"
-            excuse = _excuse(trace, seen, made, kind, more=count > mine)
+            excuse = "decisions were lost" if lost else _unseen(trace, seen, kind) if count > mine else ""
             found.append(Difference(text, f"{count} {kind}", f"{mine} {kind}", excuse))
     unstored = [] if found else _unstored(merges, seen)
     for decision in unstored:
         result = decision.rows["result"]
         text = f"{decision.what} made [{result[0]:#x}, {result[1]:#x}), and no such store was seen"
-        found.append(Difference(text, "no such store", text, _excuse(trace, seen, made, "merge", more=False)))
+        found.append(Difference(text, "no such store", text, "decisions were lost" if lost else ""))
     return found
 
 
@@ -86,20 +90,13 @@ def _unstored(merges: Iterable[Decision], seen: Occurrence) -> list[Decision]:
     return missing
 
 
-def _excuse(trace: Trace, seen: Occurrence, made: Sequence[Decision], kind: str, more: bool) -> str:
-    """Why the layers may differ: lost records, or (``more`` effects than decisions) a function without a probe."""
-    decisions = trace.decisions
-    if seen.lost or any((section.space, section.seq) in decisions.lost for section in seen.sections):
-        return "decisions were lost"
-    if not more:
-        return ""
-    kinds = _SEEN_BY[kind] if trace.feature("vmg") is not False or kind == "split" else (*_SEEN_BY[kind], "EXPAND")
-    missing = decisions.missing(*kinds)
+def _unseen(trace: Trace, seen: Occurrence, kind: str) -> str:
+    """Why there may be more effects than decisions: a function without a probe."""
+    decisions, vmg = trace.decisions, trace.feature("vmg") is not False
+    kinds = _SEEN_BY[kind] if vmg or kind == "split" else (*_SEEN_BY[kind], "EXPAND")
+    missing = decisions.missing(*kinds) or [each for each in kinds if not decisions.sees(each)]
     if missing:
         return f"no probe sees every {kind}: {', '.join(missing)}"
-    unseen = [each for each in kinds if not decisions.sees(each)]
-    if unseen:
-        return f"no probe sees every {kind}: {', '.join(unseen)}"
-    if kind == "merge" and trace.feature("vmg") is False and any(s.op_class == _BRK for s in seen.sections):
+    if kind == "merge" and not vmg and any(section.op_class == _BRK for section in seen.sections):
         return "brk merges by itself in this kernel, where no function can be probed"
     return ""

@@ -49,7 +49,8 @@ _FIELDS: Final = (
 def judge_decisions(all: Replayer, seen: Occurrence, made: Sequence[Decision]) -> list[DecisionVerdict]:
     """The verdicts of all decisions of an operation, and of whether both layers tell the same of it."""
     found = [verdict for each in made if (verdict := _judge(all, each, made, seen)) is not None]
-    differences = disagreement(all.trace, seen, made)
+    lossy = all.losses is not None and all.losses.between(all.ended(seen.tid), seen.last_index)
+    differences = disagreement(all.trace, seen, made, lossy)
     found += [_disagrees(seen, difference) for difference in differences]
     if not differences and has_steps(seen):
         found.append(_agreement(seen, PASSED, ""))
