@@ -363,8 +363,10 @@ def test_the_plan_takes_what_the_kernel_has() -> None:
     assert by_use["SPLIT"].name == ""
     assert "MERGE_EXTEND" not in by_use, "a kernel without vma_merge_struct has no such decision"
     assert "MMAP_PREPARE" not in by_use
+    described = kernel_7_1()
+    described.func("vma_shrink", [("vma", described.ulong)])
     new = decisions_plan(
-        parsed(kernel_7_1()),
+        parsed(described),
         ["vma_merge_new_range", "vma_shrink.constprop.0", "ext4_file_mmap_prepare"],
     )
     found = {probe.name: probe for probe in new if probe.name}
@@ -383,6 +385,14 @@ def test_an_invisible_function_is_named_with_what_is_lost(hidden: str) -> None:
         what for what, probe in known.items() if probe.name == hidden
     }
     assert all(probe.lost and probe.wanted for probe in plan.values())
+
+
+def test_a_function_without_a_description_is_not_guessed_at() -> None:
+    symbols = ["vma_merge_new_range", "vma_modify", "ext4_file_mmap_prepare"]
+    plan = {probe.what: probe for probe in decisions_plan(parsed(kernel_7_1()), symbols)}
+    assert plan["MERGE_NEW"].traceable
+    assert plan["MERGE_EXISTING"].name == "", "which of its arguments is what is not known"
+    assert plan["MMAP_PREPARE"].name, "a hook has one argument only"
 
 
 def test_an_exact_symbol_is_preferred_to_a_suffixed_one() -> None:

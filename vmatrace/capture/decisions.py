@@ -84,7 +84,7 @@ class Decisions:
         """Probe every function of the plan, each in the first way that works; what cannot be is in ``missing``."""
         for probe in self._plan:
             if not probe.name:
-                self.missing.append(Missing(probe, "inlined, or not in this kernel"))
+                self.missing.append(Missing(probe, "inlined, not described by BTF, or not in this kernel"))
                 continue
             reasons = []
             for way in self._ways:

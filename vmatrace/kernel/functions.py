@@ -129,7 +129,8 @@ def decisions_plan(btf: Btf | None, symbols: Iterable[str]) -> tuple[Probe, ...]
     described = frozenset() if btf is None else btf.functions()
     probes: list[Probe] = []
     for function in _FUNCTIONS:
-        name = next((name for name in function.wanted if name in by_base), "")
+        # Without a description nobody knows which argument is what; a hook has one only.
+        name = next((name for name in function.wanted if name in by_base and (btf is None or name in described)), "")
         if name and any(name == probe.name for probe in probes):
             continue
         if name or not function.needs or btf is None or btf.find_struct(function.needs):
