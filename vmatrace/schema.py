@@ -85,6 +85,7 @@ OP_CLASSES: Final = {
     "OP_MBIND": 13,
     "OP_VECTOR": 14,  # process_madvise: ranges in user memory, maybe of another process
     "OP_OLD_MMAP": 15,  # i386: the arguments are a structure in user memory
+    "OP_CREDENTIALS": 16,  # may gain or lose CAP_IPC_LOCK
 }
 
 ROW_BITS: Final = {
@@ -273,6 +274,8 @@ CALL_FIELDS: Final = (
 )
 USER_ARGUMENTS: Final = {
     "OP_LIMITS": "arg4, arg5: the new soft and hard limit; 2**64 - 1 where none is set",
+    "OP_EXEC": "arg4: bytes of the data segment; arg5: whether CAP_IPC_LOCK holds now",
+    "OP_CREDENTIALS": "arg5: whether CAP_IPC_LOCK holds now",
     "OP_UFFD": "arg3, arg4, arg5: start, length and mode of the range given to the ioctl",
     "OP_MBIND": "arg3: the first 64 nodes of the mask, 0 where there is none",
     "OP_VECTOR": "arg1, arg5: base and length of the first range (arg2: how many there are)",

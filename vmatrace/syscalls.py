@@ -55,6 +55,15 @@ execveat                EXEC    fd,filename,argv,envp,flags              322  35
 setrlimit               LIMITS  resource,rlim                            160  75   164  75
 prlimit64               LIMITS  pid,resource,new_rlim,old_rlim           302  340  261  369
 personality             LIMITS  personality                              135  136  92   136
+setuid                  CREDENTIALS uid                                  105  213  146  213
+setuid16                CREDENTIALS uid                                  -    23   -    23
+setreuid                CREDENTIALS ruid,euid                            113  203  145  203
+setreuid16              CREDENTIALS ruid,euid                            -    70   -    70
+setresuid               CREDENTIALS ruid,euid,suid                       117  208  147  208
+setresuid16             CREDENTIALS ruid,euid,suid                       -    164  -    164
+capset                  CREDENTIALS header,data                          126  185  91   185
+unshare                 CREDENTIALS unshare_flags                        272  310  97   337
+setns                   CREDENTIALS fd,flags                             308  346  268  375
 """
 
 # Column of _TABLE for each (architecture, ABI).

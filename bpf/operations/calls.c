@@ -220,8 +220,18 @@ static __always_inline void follow_announced(u64 regs)
 		traced_tgids.update(&tgid, &on);
 }
 
+/* capable(CAP_IPC_LOCK): the bit counts in the initial user namespace only. */
+static __always_inline u64 may_lock(void)
+{
+	u64 cred = read_word(bpf_get_current_task() + OFF_task_cred);
+
+	if (read_half(read_word(cred + OFF_cred_user_ns) + OFF_user_ns_level))
+		return 0;
+	return read_word(cred + OFF_cred_cap_effective) >> CAP_IPC_LOCK & 1;
+}
+
 /* What arguments point to stands in arguments that the call does not use: USER_ARGUMENTS in schema.py. */
-static __always_inline void read_user_arguments(u8 class, u64 *args)
+static __always_inline void read_user_arguments(u8 class, u64 *args, u64 mm)
 {
 	u64 pointer;
 	u32 words[6];
@@ -232,6 +242,13 @@ static __always_inline void read_user_arguments(u8 class, u64 *args)
 		pointer = args[2] ? args[2] : args[1];
 		if (pointer > 4096)
 			read_user(&args[4], 16, (void *)pointer);
+		break;
+	case OP_EXEC:
+		args[4] = read_word(mm + OFF_mm_end_data) - read_word(mm + OFF_mm_start_data);
+		args[5] = may_lock();
+		break;
+	case OP_CREDENTIALS:
+		args[5] = may_lock();
 		break;
 	case OP_UFFD:
 		args[3] = args[4] = args[5] = 0;
@@ -305,7 +322,7 @@ HOOK(sys_exit)
 		return 0;
 	if (class == OP_PRCTL && args[0] != 0x53564d41 && args[0] != 67 && args[0] != 35 && args[0] != 65)
 		return 0;
-	read_user_arguments(class, args);
+	read_user_arguments(class, args, mm);
 	id = bpf_get_current_pid_tgid();
 	cells[0] = 0;
 	cells[1] = KIND_CALL | (u64)class << 16 | (u64)abi << 24 | nr << 32;

@@ -22,6 +22,7 @@
 #define NO_WAKEUP	1
 #define NEW_FILES	4
 #define MAP_ANONYMOUS	0x20
+#define CAP_IPC_LOCK	14
 
 /* total_vm to brk lie close together in every mm_struct: one read, then words of it */
 #define MM_WORD(field)	((OFF_mm_##field - OFF_mm_total_vm) / 8)

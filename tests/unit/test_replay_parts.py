@@ -15,6 +15,7 @@ from vmatrace.replay.requests import policy_of
 from vmatrace.replay.state import EVERYTHING, KernelFacts, SpaceState, TracedSpace
 from vmatrace.rules.model import FileGiven, Merge, MmState, Policy
 from vmatrace.schema import FILE_BITS
+from vmatrace.syscalls import SystemCall, system_calls
 from vmatrace.vma import (
     DONTEXPAND,
     IO,
@@ -220,19 +221,35 @@ def _profile() -> KernelProfile:
     return KernelProfile("x", "x86_64", PAGE, {}, {}, {"max_map_count": 100, "personality": 0})
 
 
+def entry(name: str) -> SystemCall:
+    return next(call for call in system_calls("x86_64").values() if call.name == name)
+
+
+def test_what_may_be_locked_follows_credentials() -> None:
+    book = LimitBook(_profile())
+    assert book.of(1, 0).can_lock
+    book.call(entry("setresuid"), 1, (9, 9, 9, 0, 0, 0), -1)
+    assert book.of(1, 0).can_lock, "refused"
+    book.call(entry("setresuid"), 1, (9, 9, 9, 0, 0, 0), 0)
+    book.fork(1, 2)
+    assert (book.of(1, 0).can_lock, book.of(2, 0).can_lock) == (False, False)
+    book.call(entry("execve"), 2, (0, 0, 0, 0, 512, 1), 0)
+    assert (book.of(1, 0).can_lock, book.of(2, 0).can_lock) == (False, True)
+
+
 def test_limits_follow_calls_and_forks() -> None:
     book = LimitBook(_profile())
     book.row({"pid": 4711, "name": "RLIMIT_AS", "value": 9 << 20}, frozenset({1, 2}))
     assert book.of(1, 0).rlimit_as == 9 << 20  # of nobody traced: everybody's
-    book.call("setrlimit", 1, (9, 0x1000, 0, 0, 5 << 20, 5 << 20), 0)
+    book.call(entry("setrlimit"), 1, (9, 0x1000, 0, 0, 5 << 20, 5 << 20), 0)
     book.fork(1, 2)
     assert (book.of(1, 0).rlimit_as, book.of(2, 0).rlimit_as) == (5 << 20, 5 << 20)
-    book.call("prlimit64", 1, (2, 8, 0x1000, 0, 64, 64), 0)
+    book.call(entry("prlimit64"), 1, (2, 8, 0x1000, 0, 64, 64), 0)
     assert (book.of(1, 0).rlimit_memlock, book.of(2, 0).rlimit_memlock) != (64, 64)
     assert book.of(2, 0).rlimit_memlock == 64
-    book.call("prlimit64", 1, (0, 9, 0, 0x1000, 1, 1), 0)  # only asks
+    book.call(entry("prlimit64"), 1, (0, 9, 0, 0x1000, 1, 1), 0)  # only asks
     assert book.of(1, 0).rlimit_as == 5 << 20
-    book.call("personality", 1, (0x0400000,), 0)
+    book.call(entry("personality"), 1, (0x0400000,), 0)
     assert book.of(1, 0).read_implies_exec
     assert book.of(1, 1).task_size < 1 << 32 < book.of(1, 0).task_size
     assert book.of(1, 0).max_map_count == 100

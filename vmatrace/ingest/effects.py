@@ -34,7 +34,7 @@ _MAPS_ANEW: Final = frozenset(
     OP_CLASSES[name] for name in ("OP_MMAP", "OP_OLD_MMAP", "OP_BRK", "OP_MREMAP", "OP_OTHER")
 )
 # Calls of these classes move no VMA's start down themselves: such a store is a stack that grew in a fault.
-_MAY_FAULT: Final = tuple(OP_CLASSES[name] for name in ("OP_NONE", "OP_LIMITS", "OP_EXEC", "OP_FORK"))
+_MAY_FAULT: Final = tuple(OP_CLASSES[name] for name in ("OP_NONE", "OP_LIMITS", "OP_CREDENTIALS", "OP_EXEC", "OP_FORK"))
 
 EFFECTS: Final = ("merge", "split", "unmap", "new", "copy", "grow", "victim")
 """Names of the counted effects; ``victim``: VMAs that a merge took away (not an effect of its own)."""

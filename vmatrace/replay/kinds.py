@@ -9,7 +9,7 @@ from vmatrace.replay import sync
 from vmatrace.replay.doubts import LOST, UNKNOWN_STATE, excuse
 from vmatrace.replay.judge import Judge
 from vmatrace.replay.occurrence import EVERYTHING
-from vmatrace.replay.requests import GUARD_INSTALL, Open, request
+from vmatrace.replay.requests import GUARD_INSTALL, LIMIT_CALLS, Open, request
 from vmatrace.replay.result import INPUT, PASSED, UNDECIDED
 from vmatrace.replay.space import TracedSpace
 from vmatrace.replay.state import SpaceState
@@ -42,8 +42,8 @@ def judge_call(judge: Judge) -> None:
     elif op_class == "OP_EXEC":
         judge.skip("no_exec")
     else:
-        if entry is not None and op_class == "OP_LIMITS":
-            judge.all.limits.call(entry.name, call.pid, call.args, call.result)
+        if entry is not None and op_class in LIMIT_CALLS:
+            judge.all.limits.call(entry, call.pid, call.args, call.result)
         state = judge.state
         whole = judge.all.whole and not state.unknown
         asked = request(seen, judge.all.files, judge.all.page, whole, state.execute_pkey)
@@ -144,8 +144,13 @@ def judge_copy(judge: Judge, task: dict[str, Any]) -> None:
 def judge_exec(judge: Judge) -> None:
     """A new program: the layout is an input; what must hold of any layout is checked."""
     judge.state.pid = judge.seen.pid
+    call, entry = judge.seen.call, judge.seen.entry
+    if call is not None and entry is not None:
+        judge.all.limits.call(entry, call.pid, call.args, call.result)
     task_size = judge.all.limits.of(judge.state.pid, 0).task_size
     problem = sync.start_from(judge.state, judge.seen, task_size, judge.all.page)
+    if call is not None:
+        judge.state.mm.end_data = call.args[4]  # the size of the data segment: start_data stays 0
     if problem:
         judge.failed(problem)
     else:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from vmatrace.kernel import KernelProfile
 from vmatrace.rules.model import Config, Limits
+from vmatrace.syscalls import SystemCall
 
 _RESOURCES: Final = {2: "RLIMIT_DATA", 3: "RLIMIT_STACK", 8: "RLIMIT_MEMLOCK", 9: "RLIMIT_AS"}
 _FIELD: Final = {
@@ -19,6 +20,8 @@ _FIELD: Final = {
     "vm.stack_guard_gap": "stack_guard_gap",
     "vm.mmap_min_addr": "mmap_min_addr",
 }
+# After these a call's last argument says whether the task holds CAP_IPC_LOCK (USER_ARGUMENTS in schema.py).
+_TELL_CAPABILITY: Final = ("OP_EXEC", "OP_CREDENTIALS")
 _READ_IMPLIES_EXEC: Final = 0x0400000
 _QUERY: Final = 0xFFFFFFFF
 # TASK_SIZE: the top of user space less a guard page; 32-bit tasks end below 4 GiB.
@@ -95,9 +98,13 @@ class LimitBook:
         self._cache.pop((child, 0), None)
         self._cache.pop((child, 1), None)
 
-    def call(self, name: str, pid: int, args: tuple[int, ...], result: int) -> None:
+    def call(self, entry: SystemCall, pid: int, args: tuple[int, ...], result: int) -> None:
         """A call that may set limits returned."""
         if result < 0:
+            return
+        name = entry.name
+        if entry.op_class in _TELL_CAPABILITY:
+            self._set(pid, {"can_lock": bool(args[5])})
             return
         if name == "personality":
             if args[0] & _QUERY != _QUERY:

@@ -85,6 +85,8 @@ Request = Operation | Skip | Open | Wrong | Learn
 GUARD_INSTALL: Final = Skip("guard")
 _ADVICE: Final = Skip("advice")
 _LIMITS: Final = Skip("limits")
+LIMIT_CALLS: Final = ("OP_LIMITS", "OP_CREDENTIALS")
+"""Classes of calls that change a limit and no VMA."""
 
 
 class Asked(NamedTuple):
@@ -115,7 +117,7 @@ def request(seen: Occurrence, files: Files, page: int, whole: bool, execute_pkey
     if make is not None:
         asked = Asked(seen, call.result, call.file, call.args, files, page, whole, execute_pkey)
         return make(args, asked)
-    return _LIMITS if entry.op_class == "OP_LIMITS" else Operation(entry.name, args)
+    return _LIMITS if entry.op_class in LIMIT_CALLS else Operation(entry.name, args)
 
 
 def _int(value: int) -> int:
