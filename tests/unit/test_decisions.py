@@ -216,6 +216,103 @@ def test_a_store_elsewhere_is_a_disagreement(tmp_path: Path) -> None:
     assert "no such store" in next(v.reason for v in result.decisions if v.what == AGREEMENT)
 
 
+# ---- hooks of files ----
+
+EXT4, SECRETMEM, OVERLAY = 0xEF53, 0x5345434D, 0x794C7630
+SHARED_RW = RW | PRIVATE | FLAG_BITS["SHARED"] | FLAG_BITS["MAYSHARE"]
+LOCKED_UP = FLAG_BITS["LOCKED"] | FLAG_BITS["DONTDUMP"]
+
+
+def _desc(flags: int, **fields: Any) -> dict[str, Any]:
+    return {"start": 260 * PAGE, "end": 262 * PAGE, "pgoff": 7, "flags": flags, "file": 77, "hook": "hook", **fields}
+
+
+def _map_file(
+    magic: int, before: int, after: int, changed: Mapping[str, Any] = {}, **fields: Any
+) -> tuple[DecidingKernel, ToySpace, dict[str, Any]]:
+    """A process that maps two pages of file 77, whose mmap_prepare hook leaves ``after`` and ``changed``."""
+    kernel = DecidingKernel()
+    space = kernel.start((250, 252, RW))
+    values = {"file": 77, "mode": 0o100644, "fs_magic": magic, "hooks": 2 | 12, "path": "/tmp/file"}
+    kernel.records.append(
+        ("files", {"index": 2 * len(kernel.records), "cpu_seq": len(kernel.records) + 1, "time": 1, **values})
+    )
+    kernel.map(space, 260, 262, RW)
+    descs = [_desc(before), _desc(after, **changed)]
+    record = kernel.decide(space, "MMAP_PREPARE", {}, file=77, descs=descs, **fields)
+    return kernel, space, record
+
+
+@pytest.mark.parametrize(
+    ("magic", "before", "after", "changed", "verdict"),
+    [
+        (EXT4, SHARED_RW, SHARED_RW, {"ops": "ext4_file_vm_ops"}, PASSED),
+        (EXT4, SHARED_RW, SHARED_RW | FLAG_BITS["LOCKED"], {}, FAILED),
+        (EXT4, SHARED_RW, SHARED_RW, {"end": 263 * PAGE}, FAILED),
+        (SECRETMEM, SHARED_RW, SHARED_RW | LOCKED_UP, {}, PASSED),
+        (SECRETMEM, SHARED_RW, SHARED_RW, {}, FAILED),
+        (SECRETMEM, RW | PRIVATE, RW | PRIVATE | LOCKED_UP, {}, FAILED),  # it has to be shared
+        (OVERLAY, SHARED_RW, SHARED_RW | FLAG_BITS["PFNMAP"], {}, PASSED),  # a driver's own affair
+        (OVERLAY, SHARED_RW, SHARED_RW ^ FLAG_BITS["WRITE"], {}, FAILED),
+    ],
+)
+def test_a_hook_keeps_to_its_rules(
+    tmp_path: Path, magic: int, before: int, after: int, changed: dict[str, Any], verdict: str
+) -> None:
+    kernel, _, _ = _map_file(magic, before, after, changed)
+    result = kernel.replay(tmp_path / "a.vmat")
+    assert _only(result, "MMAP_PREPARE").verdict == verdict
+    assert result.to_json()["decisions"]["mmap_prepare"] == 1
+
+
+def test_a_hook_that_fails(tmp_path: Path) -> None:
+    kernel, _, record = _map_file(SECRETMEM, RW | PRIVATE, RW | PRIVATE, error=-22)
+    assert _only(kernel.replay(tmp_path / "a.vmat"), "MMAP_PREPARE").verdict == PASSED
+    record["error"] = -13
+    assert _only(kernel.replay(tmp_path / "a.vmat"), "MMAP_PREPARE").verdict == FAILED
+    kernel, _, _ = _map_file(EXT4, SHARED_RW, SHARED_RW, error=-5)
+    assert _only(kernel.replay(tmp_path / "a.vmat"), "MMAP_PREPARE").verdict == UNDECIDED
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "verdict"),
+    [
+        ("pgoff", 7, PASSED), ("pgoff", 8, FAILED), ("file", 78, FAILED), ("flags", RW, FAILED),
+        ("flags", SHARED_RW | FLAG_BITS["MERGEABLE"], PASSED),
+    ],
+)  # fmt: skip
+def test_the_merge_test_is_given_what_the_hook_left(tmp_path: Path, field: str, value: int, verdict: str) -> None:
+    kernel, space, hook = _map_file(EXT4, SHARED_RW, SHARED_RW)
+    hook["entered"], hook["time"] = hook["time"] - 9, hook["time"] - 8
+    asked = {"start": 260 * PAGE, "end": 262 * PAGE, "pgoff": 7, "flags": SHARED_RW, "file": 77, field: value}
+    kernel.decide(space, "MERGE_NEW", {"prev": Area(250, 252, RW, 64).row()}, **asked, state=REFUSED)
+    result = kernel.replay(tmp_path / "a.vmat")
+    assert _only(result, "MMAP_PREPARE").verdict == verdict
+    assert _only(result, "MERGE_NEW").verdict == PASSED
+
+
+@pytest.mark.parametrize(
+    ("rules", "left", "flags", "verdict"),
+    [
+        ("6.18", SHARED_RW | LOCKED_UP, SHARED_RW | LOCKED_UP, PASSED),
+        ("6.18", SHARED_RW & ~RW | RO, SHARED_RW, PASSED),  # the layer only adds
+        ("6.18", SHARED_RW & ~RW | RO, SHARED_RW & ~RW | RO, FAILED),
+        ("7.1", SHARED_RW & ~RW | RO, SHARED_RW & ~RW | RO, PASSED),  # and assigns from 7.0 on
+        ("7.1", SHARED_RW & ~RW | RO, SHARED_RW, FAILED),
+    ],
+)
+def test_the_compatibility_layer_hands_the_hook_on(
+    tmp_path: Path, rules: str, left: int, flags: int, verdict: str
+) -> None:
+    kernel, space, hook = _map_file(OVERLAY, SHARED_RW, left)
+    row = {"start": 260 * PAGE, "end": 262 * PAGE, "pgoff": 7, "object": 64, "file": 77}
+    rows = {"source": {**row, "flags": SHARED_RW}, "result": {**row, "flags": flags}}
+    outer = kernel.decide(space, "COMPAT_MMAP", rows, file=77)
+    outer["entered"], outer["time"] = hook["entered"] - 1, hook["time"] + 1
+    result = kernel.replay(tmp_path / "a.vmat", rules)
+    assert _only(result, "COMPAT_MMAP").verdict == verdict
+
+
 def test_without_the_layer_there_is_nothing() -> None:
     trace = Trace(Path(__file__).resolve().parents[1] / "data" / "demo.vmat")
     assert not trace.decisions.present

@@ -102,7 +102,7 @@ def _next_step(asked: Decision, made: Sequence[Decision]) -> Decision | None:
     if any(each.what == "COMPAT_MMAP" and each.contains(asked) for each in made):
         return None
     later = [each for each in made if each.what == "MERGE_NEW" and each.seq == asked.seq and each.tid == asked.tid]
-    return next((each for each in later if each.entered >= asked.time and each.start == asked.start), None)
+    return next((each for each in later if each.entered >= asked.time and each.start == asked.descs[0].start), None)
 
 
 def _carried_over(after: Descriptor, step: Decision, all: Replayer) -> str:
