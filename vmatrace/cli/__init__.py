@@ -81,7 +81,20 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def load(entry: CommandEntry) -> ModuleType:
     """Import the module of a command."""
+    _import_numpy()
     return importlib.import_module(f"{__name__}.{entry.name}")
+
+
+def _import_numpy() -> None:
+    """NumPy without the threads of its linear algebra, which nobody here needs: they spin for a while when they start.
+
+    The variable goes again: a traced command gets the user's environment.
+    """
+    if "OPENBLAS_NUM_THREADS" in os.environ or "numpy" in sys.modules:
+        return
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    importlib.import_module("numpy")
+    del os.environ["OPENBLAS_NUM_THREADS"]
 
 
 def build_app(wanted: CommandEntry | None) -> typer.Typer:
