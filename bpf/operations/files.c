@@ -63,7 +63,7 @@ static __always_inline u64 name_bits(u64 dentry, u64 root)
 /* Device, inode, hooks and path, the path's names from leaf to root. */
 static __always_inline void describe_file(u64 file)
 {
-	u64 inode = read_word(file + OFF_file_f_inode), hooks = 0;
+	u64 inode = read_word(file + OFF_file_f_inode), hooks = 0, shown;
 	u64 f_op, path, dentry, mnt, mount, root, parent, name, sb;
 	struct file_record *out;
 	int zero = 0;
@@ -86,10 +86,12 @@ static __always_inline void describe_file(u64 file)
 	if (seals_of(inode))
 		hooks |= FILE_SEALED;
 	path = file + OFF_file_f_path;
+	shown = inode;
 	if (read_half(file + OFF_file_f_mode) & FMODE_NOACCOUNT) {
 		hooks |= FILE_STACKED;
 #ifdef OFF_backing_user_path
-		path = file + OFF_backing_user_path;
+		path = file + OFF_backing_user_path;	/* which /proc/PID/maps shows, with its inode */
+		shown = read_word(read_word(path + 8) + OFF_dentry_d_inode);
 #endif
 	}
 	dentry = read_word(path + 8);
@@ -101,9 +103,9 @@ static __always_inline void describe_file(u64 file)
 		hooks |= FILE_NOEXEC;
 	out->head[2] = bpf_ktime_get_ns();
 	out->head[3] = file;
-	out->head[4] = read_word(inode + OFF_inode_i_ino);
+	out->head[4] = read_word(shown + OFF_inode_i_ino);
 	out->head[5] = bpf_get_smp_processor_id() | bump(COUNT_RECORDS) << 16;
-	out->head[6] = read_half(sb + OFF_sb_s_dev) | (u64)read_half(inode + OFF_inode_i_mode) << 32;
+	out->head[6] = read_half(read_word(shown + OFF_inode_i_sb) + OFF_sb_s_dev) | (u64)read_half(inode + OFF_inode_i_mode) << 32;
 	out->head[7] = read_half(sb + OFF_sb_s_magic);
 	out->tag = CELL_ARGS | name_bits(dentry, root) << 8;
 	out->used = 0;	/* kept in memory, where the verifier forgets its value: one state per turn, not many */

@@ -150,6 +150,7 @@ _OFFSETS: Mapping[str, str] = {
     "dentry_d_name": "dentry.d_name",
     "dentry_d_parent": "dentry.d_parent",
     "dentry_d_hash": "dentry.d_hash",
+    "dentry_d_inode": "dentry.d_inode",
     "mount_mnt": "mount.mnt",
     "mount_mnt_parent": "mount.mnt_parent",
     "mount_mnt_mountpoint": "mount.mnt_mountpoint",
