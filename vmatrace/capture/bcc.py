@@ -84,7 +84,7 @@ class Program:
         kind = self._bcc.BPF.TRACING if tracing else self._bcc.BPF.RAW_TRACEPOINT
         with captured_stderr() as said:
             try:
-                return self.bpf.load_func(function, kind)
+                return self.bpf.load_func(function.encode(), kind)
             except Exception as error:
                 raise CannotTrace(f"BPF program {function}: {error}", _last_words(said)) from error
 
@@ -96,7 +96,7 @@ class Program:
         """Attach a loaded function to a raw tracepoint."""
         with captured_stderr() as said:
             try:
-                self.bpf.attach_raw_tracepoint(tracepoint, function)
+                self.bpf.attach_raw_tracepoint(tracepoint.encode(), function.encode())
             except Exception as error:
                 raise CannotTrace(f"raw tracepoint {tracepoint}: {error}", _last_words(said)) from error
         self._attached.append(tracepoint)
@@ -123,7 +123,7 @@ class Program:
     def detach(self) -> None:
         """Detach everything."""
         for tracepoint in self._attached:
-            self.bpf.detach_raw_tracepoint(tracepoint)
+            self.bpf.detach_raw_tracepoint(tracepoint.encode())
         self._attached.clear()
 
     def close(self) -> None:

@@ -1,0 +1,115 @@
+"""Both layers on each family of kernels: programs that count prove that nothing is missed; small traces are kept.
+
+``python -m tests.vm.decisions [ENTRY ...]`` writes tests/data/decisions; `make test` replays it where no kernel boots.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from tests.vm.matrix import COMPILERS, HERE, VMATRACE, Entry, vmatrace_json
+from tests.workloads.build import FLAGS
+from tests.workloads.build import HERE as WORKLOADS
+
+KEPT = HERE.parent / "data" / "decisions"
+LARGEST = 150_000
+PROGRAMS = ("vmafuzz", "splits", "merges", "mremap_counts", "fork_counts", "stack_growth", "exec_chain")
+FAMILIES = (
+    *(Entry("x86_64", version) for version in ("6.1", "6.12", "6.16", "6.18", "7.1", "7.3")),
+    *(Entry("arm64", version) for version in ("6.18", "7.3")),
+)
+
+
+def build(arch: str, into: Path) -> list[Path]:
+    """Compile the programs for ``arch``, static."""
+    into.mkdir(parents=True, exist_ok=True)
+    built = []
+    for source in [*(WORKLOADS / f"{name}.c" for name in PROGRAMS), HERE / "corners.c"]:
+        target = into / source.stem
+        command = [COMPILERS[arch], *FLAGS, "-static", "-pthread", "-o", str(target), str(source)]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        built.append(target)
+    return built
+
+
+def run(entry: Entry, into: Path) -> None:
+    """Record both traces in a guest, or raise with what went wrong."""
+    words: list[str | Path] = [VMATRACE, "lab", "run", "--kernel", entry.version, "--arch", entry.arch]
+    words += ["--flavour", entry.flavour, "--timeout", "1500", "--into", into, "--put", HERE / "decisions.sh"]
+    for program in build(entry.arch, into / "programs"):
+        words += ["--put", program]
+    for name in ("*.vmat", "status"):
+        words += ["--get", name]
+    done = subprocess.run([*words, "--", "sh", "decisions.sh"], capture_output=True, text=True, check=False)
+    status = (into / "status").read_text() if (into / "status").exists() else ""
+    if done.returncode != 0 or status != "counted 0\nsmall 0\n":
+        raise RuntimeError(f"{entry}: exit status {done.returncode}, {status!r}\n{done.stdout}{done.stderr}")
+
+
+def problems(answer: dict[str, Any]) -> list[str]:
+    """What is wrong with the decisions of a replayed trace: ``answer`` is its JSON."""
+    decisions, effects = answer["decisions"], answer["effects"]
+    found = [each["text"] for each in answer["divergences"][:5]]
+    if answer["lost_records"] or not answer["trace"]["complete"]:
+        found.append(f"{answer['lost_records']} records lost")
+    if decisions["failed"]:
+        found.append(f"{decisions['failed']} decisions failed")
+    if decisions["split"] != effects["split"]:
+        found.append(f"{decisions['split']} cuts decided, {effects['split']} seen")
+    unseen = [reason for reason in decisions["undecided_reasons"] if "no probe sees" not in reason]
+    merged = decisions["merge_attempt"] - decisions["merge_refused"]
+    if merged != effects["merge"] and not decisions["undecided_reasons"]:
+        found.append(f"{merged} merges decided, {effects['merge']} seen")
+    return found + unseen
+
+
+def pack(source: Path, target: Path) -> None:
+    """The same trace in one piece, tightly compressed: as a recording cannot write it."""
+    with pa.ipc.open_stream(source) as stream:
+        batches, schema = list(stream), stream.schema
+    options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=19))
+    with pa.ipc.new_stream(str(target), schema, options=options) as out:
+        for batch in batches:
+            out.write_batch(batch)
+
+
+def record(entry: Entry, into: Path) -> list[str]:
+    """Record on one kernel, judge both traces and keep the small one; what is wrong, if anything."""
+    run(entry, into)
+    found = []
+    for name in ("counted", "small"):
+        answer = vmatrace_json("replay", into / f"{name}.vmat")
+        found += [f"{entry} {name}: {problem}" for problem in problems(answer)]
+        effects = {key: answer["effects"][key] for key in ("merge", "split")}
+        print(f"{entry} {name}: decisions {answer['decisions']}, effects {effects}", flush=True)
+    pack(into / "small.vmat", KEPT / f"{entry}.vmat")
+    size = (KEPT / f"{entry}.vmat").stat().st_size
+    print(f"{entry}: {size} bytes kept", flush=True)
+    return found if size < LARGEST else [*found, f"{entry}: {size} bytes; record fewer calls"]
+
+
+def main(names: list[str]) -> int:
+    """Record the named entries, or all; exit status 1 if something is wrong with one of them."""
+    failed = 0
+    for entry in FAMILIES:
+        if names and str(entry) not in names:
+            continue
+        with tempfile.TemporaryDirectory(prefix="vmatrace-decisions-") as folder:
+            try:
+                wrong = record(entry, Path(folder))
+            except (RuntimeError, subprocess.CalledProcessError, OSError) as error:
+                wrong = [str(error)]
+        for text in wrong:
+            print(text, file=sys.stderr, flush=True)
+        failed += bool(wrong)
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
