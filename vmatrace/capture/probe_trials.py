@@ -54,8 +54,8 @@ def try_all(probes: Iterable[Probe], btf: Btf | None) -> tuple[Trial, ...]:
 def _try(probe: Probe, btf: Btf | None, attach: bool) -> Trial:
     if not probe.name:
         names = " or ".join(probe.wanted)
-        why = "inlined, not described by BTF, or not in this kernel" if probe.kind == "function" else "not in this kernel"
-        return Trial(probe, "missing", f"{names}: {why}")
+        why = "inlined, not described by BTF, or " if probe.kind == "function" else ""
+        return Trial(probe, "missing", f"{names}: {why}not in this kernel")
     attempts: tuple[tuple[str, Callable[[], str]], ...] = {
         "raw tracepoint": (("", lambda: _raw_tracepoint(probe.name)),),
         "iterator": (("", lambda: _iterator(probe.name, btf)),),
