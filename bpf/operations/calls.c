@@ -299,7 +299,7 @@ static __always_inline u64 file_of_failed_mmap(u8 class, u64 *args, u64 result)
 
 HOOK(sys_exit)
 {
-	u64 regs = ctx->args[0], args[6] = {}, nr, mm, cells[16], id;
+	u64 regs = ctx->args[0], args[6] = {}, nr, mm, cells[16];
 	u32 abi = 0, classes;
 	struct space *s;
 	u8 class;
@@ -323,13 +323,8 @@ HOOK(sys_exit)
 	if (class == OP_PRCTL && args[0] != 0x53564d41 && args[0] != 67 && args[0] != 35 && args[0] != 65)
 		return 0;
 	read_user_arguments(class, args, mm);
-	id = bpf_get_current_pid_tgid();
 	cells[0] = 0;
-	cells[1] = KIND_CALL | (u64)class << 16 | (u64)abi << 24 | nr << 32;
-	cells[2] = bpf_ktime_get_ns();
-	cells[3] = s->id | (u64)s->seq << 32;
-	cells[4] = id;
-	cells[5] = bpf_get_smp_processor_id() | bump(COUNT_RECORDS) << 16;
+	fill_head(cells, KIND_CALL | (u64)class << 16 | (u64)abi << 24 | nr << 32, PLACE(s), bpf_get_current_pid_tgid());
 	cells[6] = ctx->args[1];
 	cells[7] = file_of_failed_mmap(class, args, ctx->args[1]);
 	cells[8] = CELL_ARGS;

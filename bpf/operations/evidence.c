@@ -100,11 +100,7 @@ static __always_inline void anon_vma_gained(u64 cache)
 	bpf_probe_read_kernel_str(name, 16, (void *)read_word(cache + OFF_kmem_cache_name));
 	if ((u8)name[1] == 0)
 		return;		/* "anon_vma" itself; one "anon_vma_chain" is allocated per gain */
-	cells[1] = KIND_ANON_VMA;
-	cells[2] = bpf_ktime_get_ns();
-	cells[3] = s->id | (u64)s->seq << 32;
-	cells[4] = id;
-	cells[5] = bpf_get_smp_processor_id() | bump(COUNT_RECORDS) << 16;
+	fill_head(cells, KIND_ANON_VMA, PLACE(s), id);
 	cells[6] = s->open_tid == (u32)id;
 	cells[8] = CELL_ARGS;
 	send_small(cells);

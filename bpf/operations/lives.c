@@ -44,11 +44,7 @@ HOOK(sched_process_fork)
 		if (!t)
 			return 0;
 	}
-	cells[1] = KIND_FORK;
-	cells[2] = bpf_ktime_get_ns();
-	cells[3] = t->id | (u64)t->seq << 32;
-	cells[4] = (u64)tgid << 32 | tid;
-	cells[5] = bpf_get_smp_processor_id() | bump(COUNT_RECORDS) << 16;
+	fill_head(cells, KIND_FORK, PLACE(t), (u64)tgid << 32 | tid);
 	cells[6] = parent_id | (u64)parent_seq << 32;
 	cells[7] = bpf_get_current_pid_tgid();
 	cells[8] = CELL_ARGS;
@@ -97,11 +93,7 @@ HOOK(sched_process_exit)
 	if (!traced_tgids.lookup(&tgid) && !spaces.lookup(&mm))
 		return 0;
 	s = spaces.lookup(&mm);
-	cells[1] = KIND_TASK_EXIT;
-	cells[2] = bpf_ktime_get_ns();
-	cells[3] = s ? s->id | (u64)s->seq << 32 : 0;
-	cells[4] = id;
-	cells[5] = bpf_get_smp_processor_id() | bump(COUNT_RECORDS) << 16;
+	fill_head(cells, KIND_TASK_EXIT, s ? PLACE(s) : 0, id);
 	cells[6] = read_half(bpf_get_current_task() + OFF_task_exit_code);
 	cells[8] = CELL_ARGS;
 	/* The leader may go before the others; one of them that executes a program then takes over its PID. */
@@ -126,11 +118,7 @@ HOOK(exit_mmap)
 		add_cover(s, mm, 0, 0);
 		close_section(s);
 	}
-	cells[1] = KIND_SPACE_END;
-	cells[2] = bpf_ktime_get_ns();
-	cells[3] = s->id | (u64)s->seq << 32;
-	cells[4] = bpf_get_current_pid_tgid();
-	cells[5] = bpf_get_smp_processor_id() | bump(COUNT_RECORDS) << 16;
+	fill_head(cells, KIND_SPACE_END, PLACE(s), bpf_get_current_pid_tgid());
 	cells[8] = CELL_ARGS;
 	spaces.delete(&mm);
 	send_small(cells);

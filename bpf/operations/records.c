@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
 /* How records leave: cells of a write section, gathered and sent; small records of their own. */
 
-static __always_inline void fill_head(u64 *head, u32 kind, u32 flags, struct space *s)
-{
-	u64 id = bpf_get_current_pid_tgid();
+#define PLACE(s)	((s)->id | (u64)(s)->seq << 32)	/* an address space, and its write sections so far */
 
-	head[1] = kind | flags << 8 | (u64)s->op_class << 16 | (u64)s->abi << 24 | (u64)s->nr << 32;
+/* The words that all heads share: what, when, of which address space, by which task, on which CPU. */
+static __always_inline void fill_head(u64 *head, u64 what, u64 place, u64 task)
+{
+	head[1] = what;
 	head[2] = bpf_ktime_get_ns();
-	head[3] = s->id | (u64)s->seq << 32;
-	head[4] = id;
+	head[3] = place;
+	head[4] = task;
 	head[5] = bpf_get_smp_processor_id() | bump(COUNT_RECORDS) << 16;
 }
 
@@ -22,8 +23,9 @@ static __always_inline void send(struct space *s, u32 flags)
 
 	asm volatile("" : "+r"(size));
 	size &= 4095;
-	fill_head(head, s->kind, flags, s);
-	head[1] |= (u64)s->part << 48;
+	fill_head(head,
+		  s->kind | flags << 8 | (u64)s->op_class << 16 | (u64)s->abi << 24 | (u64)s->nr << 32 | (u64)s->part << 48,
+		  PLACE(s), bpf_get_current_pid_tgid());
 	s->part++;
 	head[6] = s->mm_words[MM_WORD(brk)];
 	head[7] = s->arg;
