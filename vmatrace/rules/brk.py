@@ -10,7 +10,7 @@ from vmatrace.rules.accounting import (
 )
 from vmatrace.rules.context import Kernel
 from vmatrace.rules.ksm import process_opted_in
-from vmatrace.rules.merge import merge_new_range, tree_is_out_of_memory
+from vmatrace.rules.merge import merge_new_range
 from vmatrace.rules.mmap_region import new_range_is_soft_dirty
 from vmatrace.rules.model import NO_LIMIT, Grow, KernelError, New, Operation
 from vmatrace.rules.munmap import check_seals_first, gather, remove
@@ -60,12 +60,27 @@ def next_is_too_near(kernel: Kernel, old: int, new: int) -> bool:
 
 def _mte_of_data(kernel: Kernel) -> int:
     """VM_DATA_DEFAULT_FLAGS of arm64 has MTE_ALLOWED where the kernel knows it; so has the stack from exec."""
-    return next((vma.flags & MTE_ALLOWED for vma in kernel.space if vma.flags & GROWSDOWN), 0)
+    if kernel.mm.data_flags is None:
+        stacks = (vma.flags & MTE_ALLOWED for vma in kernel.space if vma.flags & GROWSDOWN)
+        kernel.mm.data_flags = next(stacks, 0)
+    return kernel.mm.data_flags
 
 
-def grow_heap(kernel: Kernel, start: int, length: int, extra: int = 0) -> Vma:
+@rule("brk_heap_only", "sys_brk (vma_prev_limit)")
+def below_is_not_the_heap(kernel: Kernel, prev: Vma) -> bool:
+    """brk looks for the heap no lower than start_brk: what ends there (the program's bss) never grows."""
+    return prev.end <= kernel.mm.start_brk
+
+
+def _heap_below(kernel: Kernel, address: int) -> Vma | None:
+    """The VMA that brk may grow."""
+    prev = kernel.space.below(address)
+    return None if prev is None or below_is_not_the_heap(kernel, prev) else prev
+
+
+def grow_heap(kernel: Kernel, start: int, length: int) -> Vma:
     """do_brk_flags: the VMA that holds ``[start, start + length)``. Fails with ENOMEM."""
-    flags = READ | WRITE | MAY_ALL | ACCOUNT | kernel.mm.def_flags | extra
+    flags = READ | WRITE | MAY_ALL | ACCOUNT | kernel.mm.def_flags
     flags |= EXEC if kernel.limits.read_implies_exec else 0
     flags |= _mte_of_data(kernel)
     early = kernel.has("early_ksm_flag")
@@ -75,13 +90,13 @@ def grow_heap(kernel: Kernel, start: int, length: int, extra: int = 0) -> Vma:
     pages = length >> kernel.shift
     if not may_expand(kernel, flags, pages) or new_map_is_one_too_many(kernel) or charge_is_refused(kernel):
         kernel.fail("ENOMEM")
-    proposal = Proposal(start, start + length, start >> kernel.shift, flags, kernel.space.below(start))
+    proposal = Proposal(start, start + length, start >> kernel.shift, flags, _heap_below(kernel, start))
     proposal.anon_pgoff = start >> kernel.shift if kernel.has("anon_pgoff") else None
     proposal.expand_only = True
     vma = merge_new_range(kernel, proposal, "brk")
     if vma is not None:
         kernel.effects.append(Grow(vma.obj, vma.start, vma.end))
-    elif proposal.nomem or tree_is_out_of_memory(kernel):
+    elif proposal.nomem:
         kernel.fail("ENOMEM")
     else:
         flags |= ksm

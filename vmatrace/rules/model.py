@@ -145,6 +145,8 @@ class MmState:
     mdwe: bool = False
     #: Protection keys allocated (bit n: key n).
     pkeys: int = 1
+    #: What VM_DATA_DEFAULT_FLAGS has on this machine beside the usual bits; None until a heap grew.
+    data_flags: int | None = None
 
     def copy(self) -> MmState:
         """An independent copy."""

@@ -114,7 +114,8 @@ def expand_vma(kernel: Kernel, vma: Vma, start: int, end: int, pgoff: int) -> Vm
         kernel.fail("ENOMEM")
     flags = vma.flags | sticky_flags_of(kernel, vma.flags, removed.flags if removed else 0)
     anon_vma, forked = anon_vma_for(kernel, vma, removed, None)
-    grown = rebuilt(vma, start, end, pgoff, flags, anon_vma, forked, vma.anon_pgoff)
+    anon_pgoff = None if vma.anon_pgoff is None else vma.anon_pgoff + pgoff - vma.pgoff
+    grown = rebuilt(vma, start, end, pgoff, flags, anon_vma, forked, anon_pgoff)
     kernel.space.substitute((vma, removed) if removed else (vma,), (grown,))
     if removed:
         kernel.mm.map_count -= 1
