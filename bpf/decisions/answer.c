@@ -41,11 +41,8 @@ static __always_inline void send_decision(struct decision *d, u64 answer)
 	u64 *head = d->cells, size;
 	struct space *s = spaces.lookup(&d->mm);
 
-	head[1] = KIND_DECISION | d->what << 8 | PARAMETER(PROBE) << 48;
-	head[2] = bpf_ktime_get_ns();
-	head[3] = s ? s->id | (u64)s->seq << 32 : 0;
-	head[4] = bpf_get_current_pid_tgid();
-	head[5] = bpf_get_smp_processor_id() | bump(COUNT_RECORDS) << 16;
+	fill_head(head, KIND_DECISION | d->what << 8 | PARAMETER(PROBE) << 48, s ? PLACE(s) : 0,
+		  bpf_get_current_pid_tgid());
 	head[6] = answer;
 	head[7] = d->entered;
 	finish_proposal(d, s, head);
