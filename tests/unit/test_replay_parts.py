@@ -204,6 +204,11 @@ def test_a_death_has_its_cause() -> None:
 
 def test_what_was_never_stored_never_was() -> None:
     assert _compare(Expected(), (ALLOC, 8, 0, 0), (FREED, 8, 0, 0)) == ""
+    # Without deaths: the memory of a VMA that was stored, and given out again for one that never was.
+    events = [(DUP, 8, 0, 0), (STORE, 8, PAGE, 2 * PAGE), (ALLOC, 8, 0, 0)]
+    cut = Expected([-1], [(-1, PAGE, 2 * PAGE)], [])
+    assert compare(cut, events, (), False, set(), deaths=False)[0] == ""
+    assert "born" in compare(cut, events, (), False, set())[0]
 
 
 # ---- inputs ----
@@ -226,7 +231,7 @@ def entry(name: str) -> SystemCall:
 
 
 def test_what_may_be_locked_follows_credentials() -> None:
-    book = LimitBook(_profile())
+    book = LimitBook(_profile(), credentials=True)
     assert book.of(1, 0).can_lock
     book.call(entry("setresuid"), 1, (9, 9, 9, 0, 0, 0), -1)
     assert book.of(1, 0).can_lock, "refused"
@@ -235,10 +240,13 @@ def test_what_may_be_locked_follows_credentials() -> None:
     assert (book.of(1, 0).can_lock, book.of(2, 0).can_lock) == (False, False)
     book.call(entry("execve"), 2, (0, 0, 0, 0, 512, 1), 0)
     assert (book.of(1, 0).can_lock, book.of(2, 0).can_lock) == (False, True)
+    book = LimitBook(_profile(), credentials=False)
+    book.call(entry("execve"), 1, (0,) * 6, 0)
+    assert book.of(1, 0).can_lock, "an older trace does not say"
 
 
 def test_limits_follow_calls_and_forks() -> None:
-    book = LimitBook(_profile())
+    book = LimitBook(_profile(), credentials=True)
     book.row({"pid": 4711, "name": "RLIMIT_AS", "value": 9 << 20}, frozenset({1, 2}))
     assert book.of(1, 0).rlimit_as == 9 << 20  # of nobody traced: everybody's
     book.call(entry("setrlimit"), 1, (9, 0x1000, 0, 0, 5 << 20, 5 << 20), 0)

@@ -161,7 +161,7 @@ class Session:
             "everything": self.wanted.everything,
             "layers": ["operations", "decisions"] if self.decisions else ["operations"],
             **({"decisions": self.decisions.header()} if self.decisions else {}),
-            "evidence": {"births": True, "deaths": self._deaths},
+            "evidence": {"births": True, "deaths": self._deaths, "credentials": True},
             "clocks": {"monotonic": time.monotonic_ns(), "realtime": time.time_ns()},
             "cpus": os.cpu_count(),
         }

@@ -63,7 +63,9 @@ class Trace:
         self.files = KnownFiles(self.records)
         self.operations: Operations = match(self.records, self.groups, lambda untold: resolve(self, untold))
         #: The trace shows when VMA objects die (not before 6.14, where that comes too late).
-        self.deaths: bool = self.records.deaths and _header_says(self.header, "deaths")
+        self.deaths: bool = self.records.deaths and _header_says(self.header, "deaths", True)
+        #: Calls that change credentials, exec among them, say what they left (USER_ARGUMENTS in schema.py).
+        self.credentials: bool = _header_says(self.header, "credentials", False)
         if not self.deaths or self.feature("munmap_new_outside") is False:
             recount(self)
 
@@ -347,10 +349,10 @@ def _add_hole(holes: list[tuple[int, int]], start: int, end: int) -> None:
         holes.append((start, end))
 
 
-def _header_says(header: Mapping[str, Any], name: str) -> bool:
-    """Whether this kind of evidence is to be expected; traces that do not say have all."""
+def _header_says(header: Mapping[str, Any], name: str, default: bool) -> bool:
+    """Whether this kind of evidence is to be expected; ``default`` where a trace does not say."""
     evidence = header.get("evidence")
-    return not isinstance(evidence, dict) or bool(evidence.get(name, True))
+    return bool(evidence.get(name, default)) if isinstance(evidence, dict) else default
 
 
 def _named(arch: str, abi: int, nr: int, raw: tuple[int, ...], kind: str) -> tuple[str, dict[str, int]]:

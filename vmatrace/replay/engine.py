@@ -55,7 +55,7 @@ class Replayer:
         self.without = frozenset(without)
         self.profile = KernelProfile.from_dict(trace.kernel)
         self.page = self.profile.page_size
-        self.limits = LimitBook(self.profile)
+        self.limits = LimitBook(self.profile, trace.credentials)
         self.files = Files()
         self.states: dict[int, SpaceState] = {}
         #: What each forking task's child should be.

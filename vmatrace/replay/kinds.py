@@ -149,7 +149,7 @@ def judge_exec(judge: Judge) -> None:
         judge.all.limits.call(entry, call.pid, call.args, call.result)
     task_size = judge.all.limits.of(judge.state.pid, 0).task_size
     problem = sync.start_from(judge.state, judge.seen, task_size, judge.all.page)
-    if call is not None:
+    if call is not None and judge.all.trace.credentials:
         judge.state.mm.end_data = call.args[4]  # the size of the data segment: start_data stays 0
     if problem:
         judge.failed(problem)

@@ -32,7 +32,8 @@ _COMPAT_TASK_SIZE: Final = {"x86_64": 0xFFFFE000, "aarch64": 1 << 32}
 class LimitBook:
     """The limits of each process (thread group), the machine's own, and how they change."""
 
-    def __init__(self, profile: KernelProfile) -> None:
+    def __init__(self, profile: KernelProfile, credentials: bool) -> None:
+        self._credentials = credentials
         found = {name: profile.config[name].value for name in profile.config}
         default = Config()
         config = Config(
@@ -104,7 +105,8 @@ class LimitBook:
             return
         name = entry.name
         if entry.op_class in _TELL_CAPABILITY:
-            self._set(pid, {"can_lock": bool(args[5])})
+            if self._credentials:
+                self._set(pid, {"can_lock": bool(args[5])})
             return
         if name == "personality":
             if args[0] & _QUERY != _QUERY:
