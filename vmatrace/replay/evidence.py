@@ -79,6 +79,22 @@ def without_aborted(events: Sequence[Event]) -> list[Event]:
     return kept
 
 
+def _stored_births(events: Sequence[Event]) -> list[Event]:
+    """Where deaths are unseen: the events less the births of VMAs that were made and taken back, never stored."""
+    kept: list[Event] = []
+    stored: set[int] = set()
+    for event in reversed(events):
+        what, obj = event[:2]
+        if what == STORE:
+            stored.add(obj)
+        elif what in _BIRTHS:
+            if obj not in stored:
+                continue
+            stored.discard(obj)  # an earlier life of the same memory
+        kept.append(event)
+    return kept[::-1]
+
+
 def compare(
     expected: Expected,
     events: Sequence[Event],
@@ -96,6 +112,8 @@ def compare(
     ``stores_twice``: the piece that a cut leaves behind is stored as well as the new one (before 6.3).
     """
     seen = without_aborted(events)
+    if not deaths and not unstored_birth:
+        seen = _stored_births(seen)
     births = [(obj, what) for what, obj, _, _ in seen if what in _BIRTHS]
     names: dict[Hashable, Hashable] = {}
     if len(births) != len(expected.births):
@@ -111,9 +129,7 @@ def compare(
     victims = {victim for effect in effects if type(effect) is Merge for victim in effect.victims}
     wanted: list[Key] = [(STORE, names.get(obj, obj), start, end) for obj, start, end in expected.stores]
     if deaths:
-        wanted += [
-            (MERGED if obj in victims else UNMAPPED, names.get(obj, obj), 0, 0) for obj in expected.deaths
-        ]
+        wanted += [(MERGED if obj in victims else UNMAPPED, names.get(obj, obj), 0, 0) for obj in expected.deaths]
     got: list[Key] = [event for event in seen if event[0] not in _BIRTHS]
     told.update(event[0] for event in seen)
     if stores_twice:
