@@ -14,15 +14,18 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import count
 from pathlib import Path
 
 from tests.conformance.mixes import Mix, schedule
 from tests.conformance.tally import Tally, tally
+from tests.conformance.unreachable import RULES as UNREACHABLE
 from tests.workloads.build import build
+from vmatrace.cli.repeat import shrunk
 from vmatrace.fingerprint import live_profile
 from vmatrace.ingest import Trace
 from vmatrace.kernel import RuleSet
-from vmatrace.replay import run
+from vmatrace.replay import UNDECIDED, run
 from vmatrace.replay.reproducer import first_reproducer
 from vmatrace.simulator import RULES
 
@@ -31,42 +34,50 @@ VMATRACE = Path(sys.executable).with_name("vmatrace")
 PACE = "2000"
 # In a million operations each call x outcome, and each rule that can be reached, is due so often.
 OUTCOME_DUE, RULE_DUE, UNDECIDED_DUE = 1_000, 100, 0.001
+# Steps of one run: short enough that each mix comes often.
+LONGEST = 10_000
 
 
-def record(path: Path, seed: int, steps: int, options: tuple[str, ...]) -> None:
+def record(path: Path, seed: int, steps: int, mix: Mix) -> None:
     """Record one run of vmafuzz. Raises CalledProcessError where recorder or program failed."""
     program = build(["vmafuzz"])["vmafuzz"]
-    words = [VMATRACE, "record", "--force", "-o", path, "--", program, str(seed), str(steps), "--pace", PACE, *options]
+    user = ["-u", mix.user] if mix.user else []
+    words: list[str | Path] = [VMATRACE, "record", "--force", "-o", path, *user, "--", program]
+    words += [str(seed), str(steps), "--pace", PACE, *mix.options]
     subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=600)
 
 
-def runs(total: int, first_seed: int, longest: int) -> Iterator[tuple[int, int, Mix]]:
-    """Seed, steps and mix of each run until ``total`` steps are asked for, at most ``longest`` in a run."""
-    number = 0
-    while total > 0:
-        for mix in schedule(-(-total // longest)):
-            steps = min(mix.steps, longest, max(total, 500))
-            yield first_seed + number, steps, mix
-            total, number = total - steps, number + 1
-            if total <= 0:
-                return
+def runs(first_seed: int, longest: int) -> Iterator[tuple[int, int, Mix]]:
+    """Seed, steps (at most ``longest``) and mix of each run, without end."""
+    mixes = schedule(100)
+    for number in count():
+        mix = mixes[number % len(mixes)]
+        yield first_seed + number, min(mix.steps, longest), mix
 
 
-def agree(total: int, first_seed: int, folder: Path, keep: Path | None = None, longest: int = 40_000) -> Tally:
-    """Record and replay until about ``total`` operations are judged; diverging traces move to ``keep``."""
+def agree(total: int, first_seed: int, folder: Path, keep: Path | None = None, longest: int = LONGEST) -> Tally:
+    """Record and replay until ``total`` operations are judged; diverging traces move to ``keep``.
+
+    Ctrl-C ends it early: what was judged until then is returned.
+    """
     everything = Tally()
     waiting: list[tuple[Future[Tally], Path, str]] = []
     # The replay gives way: a recorder that has to wait loses records.
-    with ProcessPoolExecutor(max_workers=1, initializer=os.nice, initargs=(10,)) as pool:
-        for seed, steps, mix in runs(total, first_seed, longest):
-            path = folder / f"{mix.name}-{seed}.vmat"
-            record(path, seed, steps, mix.options)
-            run = f"vmafuzz {seed} {steps} {' '.join(mix.options)}"
-            waiting.append((pool.submit(tally, path), path, run))
-            if len(waiting) > 1:
-                _take(everything, waiting.pop(0), keep)
-        for item in waiting:
-            _take(everything, item, keep)
+    with ProcessPoolExecutor(max_workers=1, initializer=os.nice, initargs=(5,)) as pool:
+        try:
+            for seed, steps, mix in runs(first_seed, longest):
+                if len(waiting) > 1 or (waiting and everything.operations + steps * len(waiting) >= total):
+                    _take(everything, waiting.pop(0), keep)
+                if everything.operations >= total:
+                    break
+                path = folder / f"{mix.name}-{seed}.vmat"
+                record(path, seed, steps, mix)
+                run = f"{mix.name}: vmafuzz {seed} {steps} {' '.join(mix.options)}"
+                waiting.append((pool.submit(tally, path), path, run))
+            for item in waiting:
+                _take(everything, item, keep)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
     return everything
 
 
@@ -75,7 +86,8 @@ def _take(everything: Tally, item: tuple[Future[Tally], Path, str], keep: Path |
     found = future.result()
     found.failures = [f"{run}: {failure}" for failure in found.failures]
     everything.add(found)
-    done = f"{everything.operations:>9,} judged, {everything.failed} failed"
+    undecided, lost = found.verdicts[UNDECIDED], found.lost_records
+    done = f"{everything.operations:>9,} judged, {everything.failed} failed (here {undecided} undecided, {lost} lost)"
     print(f"{done}  {run}", file=sys.stderr, flush=True)
     if found.failed and keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
@@ -86,9 +98,16 @@ def _take(everything: Tally, item: tuple[Future[Tally], Path, str], keep: Path |
 
 
 def _shrink(path: Path) -> None:
-    """Leave of the first divergence a program of its neighbourhood and one call, beside the trace."""
+    """Leave of the first divergence the fewest calls that repeat it, as a scenario and a program, beside the trace.
+
+    Where this kernel does not repeat it: a program of its neighbourhood and one call.
+    """
     trace = Trace(path)
-    program = first_reproducer(trace, run(trace))
+    result = run(trace)
+    smallest = shrunk(trace, result)
+    program = smallest.program if smallest else first_reproducer(trace, result)
+    if smallest:
+        path.with_suffix(".jsonl").write_text(smallest.scenario + "\n", encoding="utf-8")
     if program:
         path.with_suffix(".c").write_text(program, encoding="utf-8")
 
@@ -111,8 +130,12 @@ def rule_lines(found: Tally, rules: RuleSet) -> list[str]:
 def rare(found: Tally, rules: RuleSet) -> tuple[list[str], list[str]]:
     """Call x outcome seen less than OUTCOME_DUE times, and rules that decided less than RULE_DUE times."""
     few = [f"{call} {word}: {n}" for (call, word), n in sorted(found.outcomes.items()) if n < OUTCOME_DUE]
-    stands = [rule for rule in RULES.values() if rule.stands(rules) and not rule.unobservable]
-    return few, [f"{rule.id}: {found.rules[rule.id]}" for rule in stands if found.rules[rule.id] < RULE_DUE]
+    stands = [rule.id for rule in RULES.values() if rule.stands(rules) and not rule.unobservable]
+    return few, [
+        f"{id}: {found.rules[id]}" + (f"  unreachable here: {UNREACHABLE[id]}" if id in UNREACHABLE else "")
+        for id in sorted(stands, key=lambda id: (id in UNREACHABLE, id))
+        if found.rules[id] < RULE_DUE
+    ]
 
 
 def report(found: Tally, rules: RuleSet) -> list[str]:

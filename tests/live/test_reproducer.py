@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -57,3 +58,16 @@ def test_the_first_divergence_of_each_call_repeats(recorded: Recorded, tmp_path:
         source.write_text(reproducer(trace, verdict), encoding="utf-8")
         done = subprocess.run([compiled(source)], capture_output=True, text=True, check=False)
         assert done.returncode == AS_THE_TRACE_SHOWS, f"{verdict.call}\n{done.stdout}{done.stderr}"
+
+
+def test_a_divergence_shrinks_to_a_few_steps(recorded: Recorded, tmp_path: Path) -> None:
+    scenario = tmp_path / "small.jsonl"
+    words = [VMATRACE, "replay", recorded.path, "--without", "flags_equal", "--shrink", scenario]
+    replayed = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert replayed.returncode == 1, replayed.stderr
+    assert len(json.loads(scenario.read_text())["steps"]) <= 5, replayed.stderr
+    done = subprocess.run([compiled(scenario.with_suffix(".c"))], capture_output=True, text=True, check=False)
+    assert done.returncode == AS_THE_TRACE_SHOWS, done.stdout + done.stderr
+    for off, status in ((), 0), (("--without", "flags_equal"), 1):
+        simulated = subprocess.run([VMATRACE, "simulate", scenario, *off], capture_output=True, text=True, check=False)
+        assert simulated.returncode == status, simulated.stdout

@@ -16,6 +16,7 @@
  *   --narrow P     so many of 100 calls ask for the usual alone: equal attributes, so that neighbours merge
  *   --pace U       U microseconds of sleep after each 100 calls, so that a recorder keeps up
  *   --fill N       N single-page VMAs at the start, beside the arena: what happens at vm.max_map_count
+ *   --overlay      maps a file of an overlay too, mounted in a namespace of its own (needs CAP_SYS_ADMIN)
  *   --uffd --ksm --mlockall   adds those kinds (a uffd needs CAP_SYS_PTRACE; KSM touches every VMA)
  *   --list         the kinds and their default weights
  *
@@ -27,6 +28,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <sched.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -37,9 +39,11 @@
 #include <sys/ioctl.h>
 #include <sys/ipc.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/shm.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -80,6 +84,7 @@ enum {
 	MAX_THREADS = 16, STACK = 1 << 17, BREAK_PAGES = 48, SEGMENTS = 4,
 	/* Beyond all that is mapped of it: what lies past a file's end answers by its pages. */
 	FILE_END = 192,
+	BRIM = 800,
 };
 
 enum kind {
@@ -106,10 +111,13 @@ struct worker {
 };
 
 static size_t page;
-static char *arena, *vault, *break_base;
-static int fd_rw, fd_ro, fd_mem, fd_zero_write, fd_sealed, fd_secret = -1, fd_uffd[2] = { -1, -1 }, fd_dir;
+static char *arena, *vault, *break_base, *brim;
+/* What the kernel itself maps: the code of the vDSO and the data behind it, where they are known. */
+static struct { char *at; size_t size; } vdso, vvar;
+static int fd_rw, fd_ro, fd_mem, fd_mem_ro, fd_zero_write, fd_sealed, fd_dir;
+static int fd_secret = -1, fd_stacked = -1, fd_uffd[2] = { -1, -1 };
 static int threads = 1, exit_status;
-static long children_left = -1, narrow, fill, pace;
+static long children_left = -1, narrow, fill, pace, stacked;
 static const char *dump_file, *child_directory, *counts_file;
 static struct worker workers[MAX_THREADS];
 static char stacks[MAX_THREADS][STACK] __attribute__((aligned(4096)));
@@ -298,10 +306,10 @@ static void do_mmap(struct worker *w)
 		flags = MAP_SHARED | MAP_ANONYMOUS;
 	} else if (how < 97) {
 		static const int kinds[] = { MAP_PRIVATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE };
-		const int files[] = { fd_rw, fd_rw, fd_mem, fd_mem, fd_ro, fd_sealed };
+		const int files[] = { fd_rw, fd_rw, fd_mem, fd_mem, fd_ro, fd_sealed, fd_mem_ro, fd_stacked };
 
 		flags = kinds[below(w, 4)];
-		fd = files[below(w, 6)];
+		fd = files[below(w, fd_stacked < 0 ? 7 : 8)];
 		/* Half of the time linear with the arena, so that neighbours fit together. */
 		pgoff = chance(w, 60) ? (at - arena) / (long)page : below(w, FILE_PAGES);
 	} else if (how < 98) {
@@ -355,7 +363,7 @@ static void do_mprotect(struct worker *w)
 
 	if (chance(w, 2))
 		prot |= PROT_GROWSDOWN;
-	if (chance(w, 3))
+	if (chance(w, 8))
 		CALL(w, K_PKEY, SYS_pkey_mprotect, at, pages * page, prot, -1, 0, 0);
 	else
 		CALL(w, K_MPROTECT, SYS_mprotect, at, pages * page, prot, 0, 0, 0);
@@ -469,7 +477,11 @@ static void do_munlockall(struct worker *w)
 
 static void do_brk(struct worker *w)
 {
-	/* Never below the break of the start: what lies there belongs to the C library. */
+	/* Never below the break of the start: what lies there belongs to the C library. Above all a page is mapped. */
+	if (chance(w, 4)) {
+		CALL(w, K_BRK, SYS_brk, break_base + (BREAK_PAGES + 2) * page, 0, 0, 0, 0, 0);
+		return;
+	}
 	CALL(w, K_BRK, SYS_brk, break_base + below(w, BREAK_PAGES) * page + (chance(w, 30) ? below(w, page) : 0),
 	     0, 0, 0, 0, 0);
 }
@@ -492,6 +504,12 @@ static void do_home(struct worker *w)
 	long pages;
 	char *at = range(w, &pages);
 
+	/* Only MPOL_BIND (2) and MPOL_PREFERRED_MANY (5) have a home. */
+	if (chance(w, 80)) {
+		unsigned long node = 1;
+
+		CALL(w, K_MBIND, SYS_mbind, at, pages * page, chance(w, 75) ? 2 : 3, &node, 64, 0);
+	}
 	CALL(w, K_HOME, SYS_set_mempolicy_home_node, at, pages * page, 0, 0, 0, 0);
 }
 
@@ -508,8 +526,14 @@ static void do_personality(struct worker *w)
 /* For ever: children only. */
 static void do_mdwe(struct worker *w)
 {
-	if (w->depth)
-		CALL(w, K_PRCTL_MDWE, SYS_prctl, PR_SET_MDWE, 1, 0, 0, 0, 0);
+	char *at = arena + below(w, ARENA - 4) * page;
+
+	if (!w->depth)
+		return;
+	CALL(w, K_PRCTL_MDWE, SYS_prctl, PR_SET_MDWE, 1, 0, 0, 0, 0);
+	CALL(w, K_MMAP, SYS_mmap, at, 2 * page, PROT_READ | PROT_WRITE | PROT_EXEC,
+	     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+	CALL(w, K_MPROTECT, SYS_mprotect, at, page, PROT_READ | PROT_EXEC, 0, 0, 0);
 }
 
 /* A ring is a file map that may not grow; the context's number is its address. */
@@ -526,7 +550,8 @@ static void do_hugetlb(struct worker *w)
 {
 	const long pages = 2 * 2 * 1024 * 1024 / (long)page;
 	char *got = (char *)CALL(w, K_MMAP, SYS_mmap, NULL, pages * page, PROT_READ | PROT_WRITE,
-				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_HUGETLB, -1, 0);
+				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_HUGETLB |
+				 (chance(w, 60) ? MAP_LOCKED : 0), -1, 0);
 
 	if (got == MAP_FAILED)
 		return;
@@ -543,13 +568,22 @@ static void do_mseal(struct worker *w)
 
 	if (first + pages > VAULT)
 		pages = VAULT - first;
-	/* The vault fills up: a sealed page stays for ever. */
-	if (chance(w, 50))
-		CALL(w, K_MMAP, SYS_mmap, at, pages * page, PROT_READ | PROT_WRITE,
+	/* The vault fills up: a sealed page stays for ever, so the first process seals little. */
+	if (chance(w, 40))
+		CALL(w, K_MMAP, SYS_mmap, at, pages * page, chance(w, 50) ? PROT_READ | PROT_WRITE : PROT_READ,
 		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-	else if (chance(w, 60))
+	else if (chance(w, 20))
 		CALL(w, K_MPROTECT, SYS_mprotect, at, pages * page, protection(w), 0, 0, 0);
-	else
+	else if (chance(w, 10))
+		CALL(w, K_PKEY, SYS_pkey_mprotect, at, pages * page, protection(w), -1, 0, 0);
+	else if (chance(w, 10))
+		CALL(w, K_MUNMAP, SYS_munmap, at, pages * page, 0, 0, 0, 0);
+	else if (chance(w, 15))
+		CALL(w, K_MREMAP, SYS_mremap, at, pages * page, pages * page, MREMAP_MAYMOVE | MREMAP_FIXED, arena, 0);
+	else if (chance(w, 20))
+		CALL(w, K_MADVISE, SYS_madvise, at, pages * page, chance(w, 50) ? MADV_DONTFORK : MADV_WIPEONFORK,
+		     0, 0, 0);
+	else if (w->depth || chance(w, 5))
 		CALL(w, K_MSEAL, SYS_mseal, at, pages * page, 0, 0, 0, 0);
 }
 
@@ -583,6 +617,17 @@ static void do_remap_file(struct worker *w)
 	long pages;
 	char *at = range(w, &pages);
 
+	/* It wants a shared file map. A page of three goes elsewhere in the file and comes back: they join again. */
+	if (chance(w, 60)) {
+		long first = below(w, FILE_PAGES), which = below(w, 3);
+
+		at = arena + below(w, ARENA - 8) * page;
+		CALL(w, K_MMAP, SYS_mmap, at, 3 * page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+		     chance(w, 50) ? fd_rw : fd_mem, first * page);
+		CALL(w, K_REMAP_FILE, SYS_remap_file_pages, at + which * page, page, 0, FILE_PAGES + 5, 0, 0);
+		CALL(w, K_REMAP_FILE, SYS_remap_file_pages, at + which * page, page, 0, first + which, 0, 0);
+		return;
+	}
 	CALL(w, K_REMAP_FILE, SYS_remap_file_pages, at, pages * page, 0, below(w, FILE_PAGES), 0, 0);
 }
 
@@ -602,7 +647,8 @@ static void do_ksm(struct worker *w)
 
 static int open_uffd(void)
 {
-	struct uffdio_api api = { .api = UFFD_API };
+	/* A missing page raises SIGBUS: there is no handler to wait for. */
+	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_SIGBUS };
 	int fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 
 	if (fd < 0 || ioctl(fd, UFFDIO_API, &api))
@@ -612,21 +658,28 @@ static int open_uffd(void)
 
 static void do_uffd(struct worker *w)
 {
+	static const uint64_t modes[] = {
+		UFFDIO_REGISTER_MODE_WP, UFFDIO_REGISTER_MODE_WP, UFFDIO_REGISTER_MODE_MISSING,
+		UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP, 4 /* minor faults: shared memory */, 0, 8,
+	};
 	struct uffdio_register enroll;
 	long pages;
-	int fd = fd_uffd[chance(w, 20)];
+	/* Whose a refused call was nobody can tell from outside: the second context is rare. */
+	int fd = fd_uffd[chance(w, 3)];
+	char *at = range(w, &pages);
 
 	memset(&enroll, 0, sizeof(enroll));
-	enroll.range.start = (uint64_t)(uintptr_t)range(w, &pages);
+	enroll.range.start = (uint64_t)(uintptr_t)at;
 	enroll.range.len = pages * page;
-	/* Write-protect mode only: a missing-page fault would wait for a handler for ever. */
-	enroll.mode = UFFDIO_REGISTER_MODE_WP;
-	if (chance(w, 50))
+	enroll.mode = modes[usual(w) ? below(w, 2) : below(w, 7)];
+	if (chance(w, 5))
+		CALL(w, K_MMAP, SYS_mmap, at, pages * page, PROT_READ, MAP_SHARED | MAP_FIXED, fd_mem_ro, 0);
+	if (chance(w, 55))
 		CALL(w, K_UFFD, SYS_ioctl, fd, UFFDIO_REGISTER, &enroll, 0, 0, 0);
 	else
 		CALL(w, K_UFFD, SYS_ioctl, fd, UFFDIO_UNREGISTER, &enroll.range, 0, 0, 0);
 	/* The last to let go of a context takes it off every VMA. */
-	if (!w->depth && chance(w, 2)) {
+	if (!w->depth && chance(w, 1)) {
 		close(fd_uffd[1]);
 		fd_uffd[1] = open_uffd();
 	}
@@ -655,13 +708,24 @@ static void do_rlimit(struct worker *w)
 		return;
 	tight = old;
 	tight.rlim_cur = 1 << 20;
+	if (resource == RLIMIT_MEMLOCK)
+		tight.rlim_cur = chance(w, 35) ? 0 : below(w, 16) * page;
+	else if (resource == RLIMIT_DATA && chance(w, 30))
+		tight.rlim_cur = 0;
 	if (setrlimit(resource, &tight))
 		return;
 	CALL(w, K_MMAP, SYS_mmap, at, 4 * page, PROT_READ | PROT_WRITE,
 	     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
-	CALL(w, K_BRK, SYS_brk, break_base + below(w, BREAK_PAGES) * page, 0, 0, 0, 0, 0);
+	CALL(w, K_BRK, SYS_brk, break_base + (1 + below(w, BREAK_PAGES - 1)) * page, 0, 0, 0, 0, 0);
 	CALL(w, K_MREMAP, SYS_mremap, at, 2 * page, 6 * page, MREMAP_MAYMOVE | MREMAP_FIXED, arena, 0);
 	CALL(w, K_MLOCK, SYS_mlock, at, 3 * page, 0, 0, 0, 0);
+	if (resource == RLIMIT_MEMLOCK) {
+		CALL(w, K_MLOCK2, SYS_mlock2, at, 5 * page, 1, 0, 0, 0);
+		CALL(w, K_MMAP, SYS_mmap, at, 3 * page, PROT_READ | PROT_WRITE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_LOCKED, -1, 0);
+		CALL(w, K_MLOCKALL, SYS_mlockall, MCL_CURRENT | MCL_ONFAULT, 0, 0, 0, 0, 0);
+		CALL(w, K_MUNLOCKALL, SYS_munlockall, 0, 0, 0, 0, 0, 0);
+	}
 	setrlimit(resource, &old);
 }
 
@@ -674,7 +738,7 @@ static void do_invalid(struct worker *w)
 	const long far = 1l << 62, huge = 1l << 56;
 	long node = 1;
 
-	switch (below(w, 47)) {
+	switch (below(w, 56)) {
 	case 0: CALL(w, K_MMAP, SYS_mmap, at, 0, rw, anon | MAP_FIXED, -1, 0); break;		/* EINVAL */
 	case 1: CALL(w, K_MMAP, SYS_mmap, odd, page, rw, anon | MAP_FIXED, -1, 0); break;	/* EINVAL */
 	case 2: CALL(w, K_MMAP, SYS_mmap, at, page, rw, MAP_PRIVATE, fd_rw, 1); break;		/* EINVAL */
@@ -723,7 +787,283 @@ static void do_invalid(struct worker *w)
 	case 44: CALL(w, K_BRK, SYS_brk, page, 0, 0, 0, 0, 0); break;				/* the old break */
 	case 45: CALL(w, K_SHMAT, SYS_shmat, -1, at, 0, 0, 0, 0); break;			/* EINVAL */
 	case 46: CALL(w, K_SHMDT, SYS_shmdt, at + 1, 0, 0, 0, 0, 0); break;			/* EINVAL */
+	case 47: case 48: CALL(w, K_PKEY, SYS_pkey_mprotect, at, page, rw, 77, 0, 0); break;	/* EINVAL */
+	case 49: case 50: {
+		struct { void *base; size_t size; } part = { chance(w, 50) ? odd : at, page };
+		int self = syscall(SYS_pidfd_open, getpid(), 0);
+
+		CALL(w, K_PROCESS_MADVISE, SYS_process_madvise, self, &part, 1,
+		     part.base == odd ? MADV_DONTDUMP : 9999, 0, 0);				/* EINVAL */
+		close(self);
+		break;
 	}
+	case 51: case 52: case 53:
+		CALL(w, K_MMAP, SYS_mmap, at, 2 * page, PROT_READ, MAP_SHARED | MAP_FIXED, fd_ro, 0);
+		if (chance(w, 50))
+			CALL(w, K_MPROTECT, SYS_mprotect, at, page, rw, 0, 0, 0);		/* EACCES */
+		else
+			CALL(w, K_PKEY, SYS_pkey_mprotect, at, page, rw, -1, 0, 0);		/* EACCES */
+		break;
+	case 54: CALL(w, K_MMAP, SYS_mmap, at, page, rw, MAP_SHARED_VALIDATE | 1 << 30, fd_rw, 0); break;
+	case 55: CALL(w, K_MUNLOCK, SYS_munlock, at, -page, 0, 0, 0, 0); break;			/* EINVAL */
+	}
+}
+
+enum { HEAL_PROTECT, HEAL_PKEY, HEAL_ADVISE, HEAL_PROCESS, HEAL_LOCK, HEAL_LOCK2, HEAL_UNLOCK, HEAL_BIND, HEAL_HOME,
+       HEALS, HEAL_SEAL };
+
+/* The same change for three neighbours in any order: the last ones merge to the left, to the right, with both. */
+static void heal(struct worker *w, int how)
+{
+	static const int orders[][3] = { { 0, 2, 1 }, { 0, 2, 1 }, { 1, 0, 2 }, { 2, 1, 0 }, { 0, 1, 2 } };
+	const int *order = orders[below(w, 5)];
+	long each = 1 + below(w, 3), size = each * page;
+	/* What is sealed stays: where the kernel puts it, not in the arena. */
+	char *base = how == HEAL_SEAL ? NULL : arena + below(w, ARENA - 9) * page;
+	/* Memory that can be written is populated when it is locked, and may get anon_vmas that do not fit. */
+	int prot = how == HEAL_LOCK || chance(w, 30) ? PROT_READ : PROT_READ | PROT_WRITE;
+	int fixed = (base ? MAP_FIXED : 0) | (how == HEAL_UNLOCK ? MAP_LOCKED : 0);
+	unsigned long node = 1;
+	int self = how == HEAL_PROCESS ? (int)syscall(SYS_pidfd_open, getpid(), 0) : -1;
+
+	base = (char *)CALL(w, K_MMAP, SYS_mmap, base, 3 * size, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | fixed,
+			    -1, 0);
+	if (base == MAP_FAILED)
+		base = vault;
+	if (how == HEAL_HOME)
+		CALL(w, K_MBIND, SYS_mbind, base, 3 * size, 2, &node, 64, 0);
+	for (int i = 0; i < 3; i++) {
+		char *at = base + order[i] * size;
+		struct { void *base; size_t size; } part = { at, size };
+
+		switch (how) {
+		case HEAL_PROTECT: CALL(w, K_MPROTECT, SYS_mprotect, at, size, PROT_READ, 0, 0, 0); break;
+		case HEAL_PKEY: CALL(w, K_PKEY, SYS_pkey_mprotect, at, size, PROT_READ, -1, 0, 0); break;
+		case HEAL_ADVISE: CALL(w, K_MADVISE, SYS_madvise, at, size, MADV_DONTDUMP, 0, 0, 0); break;
+		case HEAL_PROCESS:
+			CALL(w, K_PROCESS_MADVISE, SYS_process_madvise, self, &part, 1, MADV_DONTDUMP, 0, 0);
+			break;
+		case HEAL_LOCK: CALL(w, K_MLOCK, SYS_mlock, at, size, 0, 0, 0, 0); break;
+		case HEAL_LOCK2: CALL(w, K_MLOCK2, SYS_mlock2, at, size, 1, 0, 0, 0); break;
+		case HEAL_UNLOCK: CALL(w, K_MUNLOCK, SYS_munlock, at, size, 0, 0, 0, 0); break;
+		case HEAL_BIND: CALL(w, K_MBIND, SYS_mbind, at, size, 2, &node, 64, 0); break;
+		case HEAL_HOME: CALL(w, K_HOME, SYS_set_mempolicy_home_node, at, size, 0, 0, 0, 0); break;
+		case HEAL_SEAL: CALL(w, K_MSEAL, SYS_mseal, at, size, 0, 0, 0, 0); break;
+		}
+	}
+	/* All of it again: nothing is left to do. Then as it was: one change in place. */
+	switch (how) {
+	case HEAL_PKEY:
+		CALL(w, K_PKEY, SYS_pkey_mprotect, base, 3 * size, PROT_READ, -1, 0, 0);
+		CALL(w, K_PKEY, SYS_pkey_mprotect, base, 3 * size, PROT_READ | PROT_WRITE, -1, 0, 0);
+		break;
+	case HEAL_PROCESS: {
+		struct { void *base; size_t size; } whole = { base, 3 * size };
+
+		CALL(w, K_PROCESS_MADVISE, SYS_process_madvise, self, &whole, 1, MADV_DODUMP, 0, 0);
+		close(self);
+		break;
+	}
+	case HEAL_LOCK: CALL(w, K_MLOCK, SYS_mlock, base, 3 * size, 0, 0, 0, 0); break;
+	case HEAL_LOCK2:
+		CALL(w, K_MLOCK2, SYS_mlock2, base, 3 * size, 0, 0, 0, 0);
+		CALL(w, K_MUNLOCK, SYS_munlock, base, 3 * size, 0, 0, 0, 0);
+		break;
+	case HEAL_BIND: CALL(w, K_MBIND, SYS_mbind, base, 3 * size, 0, NULL, 0, 0); break;
+	case HEAL_HOME: CALL(w, K_HOME, SYS_set_mempolicy_home_node, base, 3 * size, 0, 0, 0, 0); break;
+	case HEAL_SEAL:
+		CALL(w, K_MSEAL, SYS_mseal, base, 3 * size, 0, 0, 0, 0);
+		CALL(w, K_MPROTECT, SYS_mprotect, base, size, PROT_NONE, 0, 0, 0);
+		CALL(w, K_PKEY, SYS_pkey_mprotect, base, size, PROT_NONE, -1, 0, 0);
+		CALL(w, K_MUNMAP, SYS_munmap, base + size, size, 0, 0, 0, 0);
+		CALL(w, K_MREMAP, SYS_mremap, base, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, arena, 0);
+		CALL(w, K_MADVISE, SYS_madvise, base, size, chance(w, 50) ? MADV_DONTFORK : MADV_WIPEONFORK, 0, 0, 0);
+		break;
+	}
+}
+
+static void do_heal(struct worker *w)
+{
+	heal(w, below(w, HEALS));
+}
+
+/* For ever: children only. */
+static void do_heal_sealed(struct worker *w)
+{
+	if (w->depth)
+		heal(w, HEAL_SEAL);
+}
+
+/* A faulted piece goes away and comes back beside one that nobody has touched. */
+static void do_return(struct worker *w)
+{
+	const long flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+	long size = (1 + below(w, 3)) * page;
+	char *at = arena + below(w, ARENA - 24) * page, *away = at + 16 * page;
+
+	CALL(w, K_MMAP, SYS_mmap, at, size, PROT_READ | PROT_WRITE, flags, -1, 0);
+	touch(w, at, 1);
+	CALL(w, K_MREMAP, SYS_mremap, at, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, away, 0);
+	CALL(w, K_MMAP, SYS_mmap, at + size, size, PROT_READ | PROT_WRITE, flags, -1, 0);
+	CALL(w, K_MREMAP, SYS_mremap, away, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, at, 0);
+	/* Room above: it grows where it is, or moves. */
+	CALL(w, K_MUNMAP, SYS_munmap, at + size, 6 * page, 0, 0, 0, 0);
+	CALL(w, K_MREMAP, SYS_mremap, at, size, size + (1 + below(w, 4)) * page, below(w, 2) * MREMAP_MAYMOVE, 0, 0);
+}
+
+/* Between two equal maps one opens that joins both, or one; in the middle a move does the same. */
+static void do_bridge(struct worker *w)
+{
+	const long flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+	long size = (1 + below(w, 3)) * page;
+	char *at = arena + below(w, ARENA - 24) * page, *away = at + 16 * page;
+
+	CALL(w, K_MMAP, SYS_mmap, at, 3 * size, PROT_READ | PROT_WRITE, flags, -1, 0);
+	if (chance(w, 30))
+		touch(w, at, 1);
+	CALL(w, K_MREMAP, SYS_mremap, at + size, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, away, 0);
+	CALL(w, K_MREMAP, SYS_mremap, away, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, at + size, 0);
+}
+
+/* System V segments have a close hook: pieces of one that a merge would delete stay. */
+static void do_segment(struct worker *w)
+{
+	char *at = arena + below(w, ARENA - 24) * page, *away = at + 16 * page;
+	int id = shmget(IPC_PRIVATE, 6 * page, IPC_CREAT | 0600);
+	long got;
+
+	if (id < 0)
+		return;
+	got = CALL(w, K_SHMAT, SYS_shmat, id, at, SHM_REMAP, 0, 0, 0);
+	shmctl(id, IPC_RMID, NULL);
+	if (got == -1)
+		return;
+	CALL(w, K_MADVISE, SYS_madvise, at + page, 2 * page, MADV_DONTDUMP, 0, 0, 0);
+	CALL(w, K_MADVISE, SYS_madvise, at, page, MADV_DONTDUMP, 0, 0, 0);
+	CALL(w, K_MADVISE, SYS_madvise, at, (1 + below(w, 5)) * page, MADV_DODUMP, 0, 0, 0);
+	CALL(w, K_MREMAP, SYS_mremap, at + 4 * page, page, page, MREMAP_MAYMOVE | MREMAP_FIXED, away, 0);
+	CALL(w, K_MREMAP, SYS_mremap, away, page, page, MREMAP_MAYMOVE | MREMAP_FIXED, at + 4 * page, 0);
+	CALL(w, K_SHMDT, SYS_shmdt, at, 0, 0, 0, 0, 0);
+}
+
+/* A map that grows down, and a touch below it. */
+static void do_grow(struct worker *w)
+{
+	char *at = arena - (MARGIN - 10) * page;
+	const long flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_GROWSDOWN;
+
+	CALL(w, K_MMAP, SYS_mmap, at, 2 * page, PROT_READ | PROT_WRITE, flags, -1, 0);
+	if (chance(w, 60))
+		touch(w, at, 1);
+	for (long i = 0; i < 3; i++)
+		touch(w, at - (i + 1) * page, 1);
+	CALL(w, K_MUNMAP, SYS_munmap, at - 10 * page, 12 * page, 0, 0, 0, 0);
+}
+
+static void do_guard(struct worker *w)
+{
+	char *at = arena + below(w, ARENA - 8) * page;
+
+	/* What is installed marks the whole VMA; what is cut off and joins again carries the mark on. */
+	CALL(w, K_MADVISE, SYS_madvise, at, page, ADVICE_GUARD_INSTALL, 0, 0, 0);
+	CALL(w, K_MPROTECT, SYS_mprotect, at + 2 * page, page, PROT_READ, 0, 0, 0);
+	CALL(w, K_MMAP, SYS_mmap, at + 2 * page, page, PROT_READ | PROT_WRITE,
+	     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+	CALL(w, K_MADVISE, SYS_madvise, at + 3 * page, page, ADVICE_GUARD_INSTALL, 0, 0, 0);
+	CALL(w, K_MPROTECT, SYS_mprotect, at, 5 * page, PROT_READ | PROT_WRITE, 0, 0, 0);
+}
+
+/* A locked map that becomes writable is populated at once: it takes the anon_vma of what lies beside it. */
+static void do_relock(struct worker *w)
+{
+	const long flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED | MAP_LOCKED;
+	char *at = arena + below(w, ARENA - 4) * page;
+	int first = chance(w, 50);
+
+	CALL(w, K_MMAP, SYS_mmap, at + first * page, page, PROT_READ | PROT_WRITE | PROT_EXEC, flags, -1, 0);
+	CALL(w, K_MMAP, SYS_mmap, at + !first * page, page, PROT_READ, flags, -1, 0);
+	CALL(w, K_MPROTECT, SYS_mprotect, at + !first * page, page, PROT_READ | PROT_WRITE, 0, 0, 0);
+}
+
+static void do_droppable(struct worker *w)
+{
+	char *at = arena + below(w, ARENA - 4) * page;
+
+	CALL(w, K_MMAP, SYS_mmap, at, 3 * page, PROT_READ | PROT_WRITE,
+	     MAP_DROPPABLE | MAP_ANONYMOUS | MAP_FIXED | (chance(w, 80) ? MAP_LOCKED : 0), -1, 0);
+	CALL(w, K_MADVISE, SYS_madvise, at, page, chance(w, 50) ? MADV_KEEPONFORK : MADV_DODUMP, 0, 0, 0);
+	CALL(w, K_MLOCK, SYS_mlock, at, 2 * page, 0, 0, 0, 0);
+	if (fd_secret >= 0)
+		CALL(w, K_MMAP, SYS_mmap, at, page, PROT_READ, (chance(w, 60) ? MAP_PRIVATE : MAP_SHARED) | MAP_FIXED,
+		     fd_secret, 0);
+}
+
+/* What the kernel maps for every process: little may be done to it, and nothing that would hurt. */
+static void do_special(struct worker *w)
+{
+	if (!vdso.at || !vvar.at)
+		return;
+	switch (below(w, 7)) {
+	case 0: CALL(w, K_MADVISE, SYS_madvise, vvar.at, vvar.size, MADV_DODUMP, 0, 0, 0); break;
+	case 1: CALL(w, K_MADVISE, SYS_madvise, vvar.at, vvar.size, MADV_DOFORK, 0, 0, 0); break;
+	case 2: CALL(w, K_MLOCK2, SYS_mlock2, vvar.at, vvar.size, 1, 0, 0, 0); break;
+	case 3: CALL(w, K_MPROTECT, SYS_mprotect, vdso.at, page, PROT_READ, 0, 0, 0); break;
+	case 4: CALL(w, K_MREMAP, SYS_mremap, vdso.at, vdso.size, vdso.size + page, MREMAP_MAYMOVE, 0, 0); break;
+	case 5: CALL(w, K_MREMAP, SYS_mremap, vdso.at, vdso.size, vdso.size, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, 0, 0); break;
+	case 6: CALL(w, K_MADVISE, SYS_madvise, vdso.at, page, MADV_DONTDUMP, 0, 0, 0); break;
+	}
+}
+
+/* Everything is locked, unlocked and locked again: what could merge has done so by then. */
+static void do_lock_cycle(struct worker *w)
+{
+	char *at = arena + below(w, ARENA - 3) * page;
+	int which = 1 + below(w, 6);
+
+	do_mlockall(w);
+	do_munlockall(w);
+	CALL(w, K_MUNLOCKALL, SYS_munlockall, 0, 0, 0, 0, 0, 0);
+	/* Of three neighbours some are locked before the rest, and unlocked before it. */
+	CALL(w, K_MMAP, SYS_mmap, at, 3 * page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+	for (int i = 0; i < 3; i++)
+		if (which >> i & 1)
+			CALL(w, K_MLOCK2, SYS_mlock2, at + i * page, page, 1, 0, 0, 0);
+	CALL(w, K_MLOCKALL, SYS_mlockall, MCL_CURRENT | MCL_ONFAULT, 0, 0, 0, 0, 0);
+	CALL(w, K_MLOCKALL, SYS_mlockall, MCL_CURRENT | MCL_ONFAULT, 0, 0, 0, 0, 0);
+	for (int i = 0; i < 3; i++)
+		if (which >> i & 1)
+			CALL(w, K_MUNLOCK, SYS_munlock, at + i * page, page, 0, 0, 0, 0);
+	CALL(w, K_MUNLOCKALL, SYS_munlockall, 0, 0, 0, 0, 0, 0);
+	CALL(w, K_MLOCKALL, SYS_mlockall, MCL_CURRENT | MCL_ONFAULT, 0, 0, 0, 0, 0);
+	CALL(w, K_MUNLOCKALL, SYS_munlockall, 0, 0, 0, 0, 0, 0);
+}
+
+/* As many VMAs as the process may have, then what needs one more. Only with --fill: else it would take long. */
+static void do_brim(struct worker *w)
+{
+	const long flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+	char *at = arena + below(w, ARENA - 24) * page, *more = brim;
+	unsigned long node = 1;
+	long spare = below(w, 4);
+
+	if (!brim)
+		return;
+	CALL(w, K_MMAP, SYS_mmap, at, 5 * page, PROT_READ | PROT_WRITE, flags, -1, 0);
+	while (more < brim + BRIM * page &&
+	       CALL(w, K_MMAP, SYS_mmap, more, page, PROT_NONE, flags, -1, 0) != -1)
+		more += 2 * page;
+	CALL(w, K_MUNMAP, SYS_munmap, brim, spare * 2 * page, 0, 0, 0, 0);
+	for (int i = 0; i < 3; i++) {
+		CALL(w, K_MBIND, SYS_mbind, at + 2 * page, page, 2, &node, 64, 0);
+		CALL(w, K_MADVISE, SYS_madvise, at + 2 * page, page, MADV_DONTDUMP, 0, 0, 0);
+		CALL(w, K_MPROTECT, SYS_mprotect, at + 2 * page, page, PROT_READ, 0, 0, 0);
+		CALL(w, K_MUNMAP, SYS_munmap, at + 2 * page, page, 0, 0, 0, 0);
+		CALL(w, K_MLOCK2, SYS_mlock2, at + 2 * page, page, 1, 0, 0, 0);
+		CALL(w, K_MREMAP, SYS_mremap, at, page, page, MREMAP_MAYMOVE | MREMAP_FIXED, at + 12 * page, 0);
+		CALL(w, K_MREMAP, SYS_mremap, at, 5 * page, 6 * page, MREMAP_MAYMOVE, 0, 0);
+		CALL(w, K_MMAP, SYS_mmap, at + 10 * page, page, PROT_NONE, flags, -1, 0);
+	}
+	CALL(w, K_MUNMAP, SYS_munmap, brim, BRIM * page, 0, 0, 0, 0);
 }
 
 static void do_fork(struct worker *w);
@@ -745,7 +1085,11 @@ static struct op ops[] = {
 	{ "name", do_name, 2 },		{ "ksm", do_ksm, 0 },		{ "uffd", do_uffd, 0 },
 	{ "touch", do_touch, 130 },	{ "rlimit", do_rlimit, 2 },	{ "invalid", do_invalid, 24 },
 	{ "personality", do_personality, 0 }, { "mdwe", do_mdwe, 0 },	{ "aio", do_aio, 0 },
-	{ "hugetlb", do_hugetlb, 0 },	{ "fork", do_fork, 10 },
+	{ "hugetlb", do_hugetlb, 0 },	{ "heal", do_heal, 0 },	{ "return", do_return, 0 },
+	{ "bridge", do_bridge, 0 },	{ "segment", do_segment, 0 },	{ "grow", do_grow, 0 },
+	{ "guard", do_guard, 0 },	{ "relock", do_relock, 0 },	{ "droppable", do_droppable, 0 },
+	{ "special", do_special, 0 },	{ "lock_cycle", do_lock_cycle, 0 }, { "brim", do_brim, 0 },
+	{ "heal_sealed", do_heal_sealed, 0 },	{ "fork", do_fork, 10 },
 };
 enum { OPS = sizeof(ops) / sizeof(ops[0]) };
 static int total_weight;
@@ -883,6 +1227,45 @@ static int temporary_file(const char *path)
 	return fd;
 }
 
+/* A file of an overlay, in a mount namespace of this process alone; -1 where that is not to be had. */
+static int stacked_file(void)
+{
+	static const char *const folders[] = { "/mnt/low", "/mnt/up", "/mnt/work", "/mnt/over" };
+	int fd;
+
+	if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
+	    mount("tmpfs", "/mnt", "tmpfs", 0, NULL))
+		return -1;
+	for (int i = 0; i < 4; i++)
+		if (mkdir(folders[i], 0700))
+			return -1;
+	if (mount("overlay", "/mnt/over", "overlay", 0, "lowerdir=/mnt/low,upperdir=/mnt/up,workdir=/mnt/work"))
+		return -1;
+	fd = open("/mnt/over/file", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	return fd >= 0 && ftruncate(fd, FILE_END * page) ? -1 : fd;
+}
+
+/* Where the kernel has put the vDSO; read without stdio. */
+static void find_special(void)
+{
+	static char text[65536];
+	int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+	ssize_t got, filled = 0;
+
+	while (fd >= 0 && (got = read(fd, text + filled, sizeof(text) - 1 - filled)) > 0)
+		filled += got;
+	close(fd);
+	for (char *line = text; line && *line; line = strchr(line, '\n') ? strchr(line, '\n') + 1 : NULL) {
+		char *end = strchr(line, '\n'), *stop;
+		unsigned long from = strtoul(line, &stop, 16), to = strtoul(stop + 1, NULL, 16);
+
+		if (end && end - line > 6 && !strncmp(end - 6, "[vdso]", 6))
+			vdso.at = (char *)from, vdso.size = to - from;
+		if (end && end - line > 6 && !strncmp(end - 6, "[vvar]", 6))
+			vvar.at = (char *)from, vvar.size = to - from;
+	}
+}
+
 /* A place of `pages` pages with free room around it; the place itself stays mapped, PROT_NONE. */
 static char *reserve(long pages)
 {
@@ -901,7 +1284,16 @@ static void prepare(uint64_t seed, const char *path)
 
 	page = sysconf(_SC_PAGESIZE);
 	fd_rw = temporary_file(path);
+	if (stacked)
+		fd_stacked = stacked_file();
+	find_special();
 	fd_mem = memfd_create("vmafuzz", MFD_CLOEXEC);
+	{
+		char link[64];
+
+		snprintf(link, sizeof(link), "/proc/self/fd/%d", fd_mem);
+		fd_mem_ro = open(link, O_RDONLY | O_CLOEXEC);
+	}
 	fd_sealed = memfd_create("sealed", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	fd_zero_write = open("/dev/zero", O_RDWR | O_CLOEXEC);
 	fd_dir = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -922,6 +1314,8 @@ static void prepare(uint64_t seed, const char *path)
 	vault = reserve(VAULT);
 	break_base = sbrk(0);
 	break_base += -(uintptr_t)break_base & (page - 1);
+	/* The end of the road for the break. */
+	mmap(break_base + (BREAK_PAGES + 2) * page, page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
 	for (int i = 0; i < MAX_THREADS; i++)
 		workers[i].random = seed * 0x2545f4914f6cdd1dull + i;
 }
@@ -931,6 +1325,8 @@ static void fill_up(void)
 {
 	char *at = reserve(fill);
 
+	brim = reserve(BRIM);
+	munmap(brim, BRIM * page);
 	for (long i = 0; i < fill; i++)
 		CALL(workers, K_MMAP, SYS_mmap, at + i * page, page, i & 1 ? PROT_READ : PROT_NONE,
 		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
@@ -982,7 +1378,7 @@ static void list_ops(void)
 static int usage(void)
 {
 	fprintf(stderr, "usage: vmafuzz SEED N [-o FILE] [-C DIR] [-c FILE] [-x STATUS] [-t FILE] [--ops LIST]\n"
-		"               [--threads T] [--children K] [--narrow P] [--pace U] [--fill N] [--uffd] [--ksm] [--mlockall] [--list]\n");
+		"               [--threads T] [--children K] [--narrow P] [--pace U] [--fill N] [--uffd] [--ksm] [--mlockall] [--overlay] [--list]\n");
 	return 2;
 }
 
@@ -1021,6 +1417,8 @@ int main(int argc, char **argv)
 			set_weight("ksm", 2);
 		else if (!strcmp(word, "--mlockall"))
 			set_weight("mlockall", 2), set_weight("munlockall", 2);
+		else if (!strcmp(word, "--overlay"))
+			stacked = 1;
 		else if (!strcmp(word, "--list"))
 			return list_ops(), 0;
 		else if (word[0] != '-' && given < 2)

@@ -9,11 +9,13 @@ import typer
 
 from vmatrace.cli import common
 from vmatrace.cli.common import Format, FormatOption
+from vmatrace.cli.repeat import shrunk
 from vmatrace.cli.ruleset import WithoutOption
 from vmatrace.errors import EXIT_BAD_TRACE, EXIT_FAILED, EXIT_OK, UsageError
 from vmatrace.ingest import Trace
 from vmatrace.replay import ReplayResult, run
 from vmatrace.replay.reproducer import first_reproducer
+from vmatrace.replay.shrink import Shrunk
 from vmatrace.report.verdicts import VERDICT_COLUMNS, divergence_lines, summary_lines, verdict_row
 
 RulesOption = Annotated[
@@ -31,10 +33,19 @@ def command(
         Path | None,
         typer.Option("--reproducer", help="Write a C program that repeats the first divergence.", metavar="FILE.c"),
     ] = None,
+    shrink: Annotated[
+        Path | None,
+        typer.Option(
+            "--shrink",
+            help="Find the fewest calls that repeat the first divergence on this kernel (root, a C compiler); write "
+            "them as a scenario, and as FILE.c.",
+            metavar="FILE.jsonl",
+        ),
+    ] = None,
     format: FormatOption = Format.table,
 ) -> int:
     """Predict each operation by the rules, compare it with what the kernel did, and say where they differ."""
-    results, program = [], ""
+    results, program, smallest = [], "", None
     for path in traces:
         opened = Trace(path)
         if opened.warning:
@@ -42,9 +53,13 @@ def command(
         results.append(run(opened, rules, tuple(without or ())))
         if reproducer is not None and not program:
             program = first_reproducer(opened, results[-1])
+        if shrink is not None and smallest is None and results[-1].failed:
+            smallest = shrunk(opened, results[-1])
     _print(results, format)
     if reproducer is not None:
         _write(program, reproducer)
+    if shrink is not None:
+        _write_shrunk(smallest, shrink)
     for result in results:
         if result.lost_records:
             common.print_warning(f"{result.trace['path']}: {result.lost_records} records were lost")
@@ -57,12 +72,27 @@ def _write(program: str, path: Path) -> None:
     if not program:
         common.print_warning(f"{path}: not written: nothing diverged that a program could repeat")
         return
+    _put(path, program)
+    common.print_next(f"gcc -Wall -o reproducer {path} && ./reproducer")
+
+
+def _write_shrunk(smallest: Shrunk | None, path: Path) -> None:
+    if smallest is None:
+        common.print_warning(f"{path}: not written: nothing diverged that this kernel repeats")
+        return
+    program = path.with_suffix(".c")
+    _put(path, smallest.scenario + "\n")
+    _put(program, smallest.program)
+    common.note(f"{smallest.steps} steps repeat: {smallest.verdict.call}: {smallest.verdict.reason}")
+    common.print_next(f"vmatrace simulate {path}; gcc -Wall -o reproducer {program} && ./reproducer")
+
+
+def _put(path: Path, text: str) -> None:
     try:
-        path.write_text(program, encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", "name a file that can be written") from error
     common.note(f"wrote {path}")
-    common.note(f"next: gcc -Wall -o reproducer {path} && ./reproducer")
 
 
 def worst(statuses: list[int]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -98,15 +98,62 @@ def _is_special(vma: Vma) -> bool:
     return vma.file is None and not vma.anonymous
 
 
+def repeating_program(
+    verdict: Verdict,
+    trace: Trace,
+    layouts: Mapping[str, Sequence[Vma]],
+    low: int,
+    length: int,
+    statements: Sequence[str],
+) -> str:
+    """The text of a program whose last statement does again what a FAILED verdict tells of.
+
+    ``layouts`` (before, expected, observed) lie in ``length`` bytes from ``low``; the other statements make
+    the first of them.
+    """
+    operation = trace.operation(trace.operation_row(verdict.space, verdict.op))
+    lines = _program(
+        _Text(
+            verdict, trace.page_size, layouts, low, length, [f"{line};" for line in statements[:-1]],
+            [f"return {statements[-1]};"], errno_name(operation.result) or "0",
+        )
+    )  # fmt: skip
+    return "".join(f"{line}\n" for line in lines)
+
+
 def _lines(case: _Case) -> Iterator[str]:
-    verdict, before = case.verdict, case.layouts["before"]
+    steps = rebuild(Layout(case.layouts["before"], case.low, case.page, _file_kinds(case)))
+    yield from _program(
+        _Text(
+            case.verdict, case.page, case.layouts, case.low, case.high - case.low, list(steps),
+            list(_operation(case)), _observed_errno(case),
+        )
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """The parts of a program that differ from one divergence to the next."""
+
+    verdict: Verdict
+    page: int
+    layouts: Mapping[str, Sequence[Vma]]
+    low: int
+    length: int
+    rebuild: Sequence[str]
+    operation: Sequence[str]
+    observed_errno: str
+
+
+def _program(text: _Text) -> Iterator[str]:
+    verdict = text.verdict
     yield "/*"
     yield f" * {_comment(verdict.call or verdict.syscall)}"
     yield f" * operation {verdict.op} of process {verdict.pid}: {_comment(verdict.reason)}"
     if verdict.rule:
         yield f" * rules that decided: {', '.join(verdict.rules)}"
     yield " *"
-    yield from (f" *   {_comment(line)}" for line in drawing(verdict, case.page))
+    yield from (f" *   {_comment(line)}" for line in drawing(verdict, text.page))
     yield " *"
     yield " * Exit status: 0 as the rules expect, 1 as the trace shows, 2 neither, 3 the layout could not be"
     yield " * rebuilt."
@@ -114,21 +161,20 @@ def _lines(case: _Case) -> Iterator[str]:
     yield from TOP.strip("\n").splitlines()
     yield ""
     for label in ("before", "expected", "observed"):
-        yield from _layout(label, case.layouts[label], case.low)
+        yield from _layout(label, text.layouts[label], text.low)
     yield ""
-    steps = rebuild(Layout(before, case.low, case.page, _file_kinds(case)))
     yield "static void rebuild(void)"
     yield "{"
-    yield from (f"\t{line}" for line in steps)
+    yield from (f"\t{line}" for line in text.rebuild)
     yield "}"
     yield ""
     yield "static long operation(void)"
     yield "{"
-    yield from (f"\t{line}" for line in _operation(case))
+    yield from (f"\t{line}" for line in text.operation)
     yield "}"
     yield ""
-    main = MAIN.replace("@LENGTH@", hex(case.high - case.low)).replace("@REASON@", _string(verdict.reason))
-    main = main.replace("@EXPECTED@", _errno_of(verdict.expected)).replace("@OBSERVED@", _observed_errno(case))
+    main = MAIN.replace("@LENGTH@", hex(text.length)).replace("@REASON@", _string(verdict.reason))
+    main = main.replace("@EXPECTED@", _errno_of(verdict.expected)).replace("@OBSERVED@", text.observed_errno)
     yield from main.strip("\n").splitlines()
 
 

@@ -12,6 +12,7 @@ TOP: Final = r"""
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -19,13 +20,16 @@ TOP: Final = r"""
 #ifndef SYS_mseal
 #define SYS_mseal 462
 #endif
+#ifndef SYS_memfd_secret
+#define SYS_memfd_secret 447
+#endif
 #ifndef SYS_set_mempolicy_home_node
 #define SYS_set_mempolicy_home_node 450
 #endif
 
 /* One VMA: offsets from the start of the area, rights, and the flags that smaps shows besides. */
 struct area { unsigned long start, end; char rights[8], flags[64]; };
-enum { MEMORY, DISK, ZERO, MOST = 512 };
+enum { MEMORY, DISK, ZERO, SECRET, MOST = 512 };
 
 static char *area;
 
@@ -52,6 +56,7 @@ static inline int file(int n, int kind)
 	if (known[n])
 		return known[n];
 	known[n] = kind == MEMORY ? (int)syscall(SYS_memfd_create, "vmatrace", 0) :
+			kind == SECRET ? (int)syscall(SYS_memfd_secret, 0) :
 			kind == DISK ? mkstemp(name) : open("/dev/zero", O_RDWR);
 	if (known[n] < 0)
 		die("file");
@@ -85,6 +90,34 @@ static inline void touch(unsigned long at)
 	*(volatile char *)(area + at) = 1;
 }
 
+/* A write fault by the kernel: where it may not be nothing happens. */
+static inline void poke(char *at)
+{
+	static int zero;
+
+	if (!zero)
+		zero = open("/dev/zero", O_RDONLY);
+	if (read(zero, at, 1) < 0)
+		return;
+}
+
+static inline unsigned long *nodes(unsigned long mask)
+{
+	static unsigned long given;
+
+	given = mask;
+	return &given;
+}
+
+static inline struct rlimit *limit(unsigned long soft, unsigned long hard)
+{
+	static struct rlimit given;
+
+	given.rlim_cur = soft;
+	given.rlim_max = hard;
+	return &given;
+}
+
 /* Goes on in a child, whose copies of what was faulted are forked ones. */
 static inline void go_on_in_a_child(void)
 {
@@ -98,6 +131,33 @@ static inline void go_on_in_a_child(void)
 	if (waitpid(pid, &status, 0) != pid)
 		die("waitpid");
 	exit(WIFEXITED(status) ? WEXITSTATUS(status) : 3);
+}
+"""
+
+STAGE: Final = r"""
+int main(void)
+{
+	const unsigned long length = @LENGTH@, huge = 2ul << 20;
+
+	area = mmap(NULL, length + huge, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (area == MAP_FAILED)
+		die("no room");
+	munmap(area, length + huge);
+	area += -(unsigned long)area % huge;
+	printf("%lx\n", (unsigned long)area);
+	fflush(stdout);
+	for (int i = 0; candidates[i]; i++) {
+		pid_t pid = fork();
+
+		if (!pid) {
+			for (const int *step = candidates[i]; *step >= 0; step++)
+				steps[*step]();
+			_exit(0);
+		}
+		if (pid < 0 || waitpid(pid, NULL, 0) != pid)
+			die("fork");
+	}
+	return 0;
 }
 """
 
