@@ -118,6 +118,11 @@ class Decisions:
             ],
         }
 
+    def summary(self) -> str:
+        """What is probed and what is not, in a line."""
+        missing = ", ".join(gap.probe.wanted[0] for gap in self.missing)
+        return f"decisions: {len(self.attached)} functions probed" + (f"; not {missing}" if missing else "")
+
     def hooks(self) -> list[str]:
         """The symbol of each probe by its number, empty where it is not on a file's hook."""
         return [at.probe.symbol if at.probe.what == "MMAP_PREPARE" else "" for at in self.attached]

@@ -145,6 +145,7 @@ class Session:
         """Open the file, arm the hooks, let the command go; where that fails, leave no file behind."""
         if self.decisions:
             self.decisions.attach()
+            self.say(self.decisions.summary())
         self._open(child)
         try:
             self._start(child)
