@@ -24,10 +24,10 @@ UNKNOWN: Final = -1
 BASE: Final = -2
 """Sources that are no walk: nothing is known here; as the address space began (a fork's copy)."""
 
-_CUT: Final = COVER_FLAGS["COVER_CUT"]
-_TELLING: Final = [
+CUT: Final = COVER_FLAGS["COVER_CUT"]
+TELLING: Final = tuple(
     OP_CLASSES["OP_" + name] for name in ("MMAP", "OLD_MMAP", "BRK", "MREMAP", "OTHER", "FAULT", "FORK", "EXEC")
-]
+)
 """Classes of calls that change no VMA in place outside the ranges that they name."""
 _CHUNK: Final = 16384
 _KEPT: Final = 32
@@ -101,7 +101,7 @@ class SpaceStates:
         layers.append(_unknown([0] * len(gaps), [EVERYTHING] * len(gaps), gaps * 4))
         before, owner = _walks_of(self._records.before, sections)
         covers = self._records.before
-        good = covers.flags[before] & ~np.uint8(_CUT) == 0
+        good = covers.flags[before] & ~np.uint8(CUT) == 0
         layers.append((covers.start[before[good]], covers.end[before[good]], before[good] * 2, owner[good] * 4 + 1))
         if before_only:
             return layers
@@ -109,11 +109,11 @@ class SpaceStates:
         after, owner = _walks_of(self._records.after, sections)
         covers = self._records.after
         flags = covers.flags[after]
-        good = flags & ~np.uint8(_CUT) == 0
+        good = flags & ~np.uint8(CUT) == 0
         source = np.where(good, after * 2 + 1, UNKNOWN)
         # Beyond a walk that was cut nothing changed if all that such a call changes leaves evidence.
-        silent = ~np.isin(self._records.sections["op_class"][sections], _TELLING)
-        cut = (flags & _CUT != 0) & silent[owner]
+        silent = ~np.isin(self._records.sections["op_class"][sections], TELLING)
+        cut = (flags & CUT != 0) & silent[owner]
         layers.append(_unknown(covers.end[after[cut]], [EVERYTHING] * int(cut.sum()), owner[cut] * 4 + 2))
         layers.append((covers.start[after], covers.end[after], source, owner * 4 + 3))
         return layers

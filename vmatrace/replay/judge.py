@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vmatrace.replay.engine import Replayer
 
 _INTERLEAVED: Final = "another thread's write section lies inside the operation"
+_UNREAD: Final = "what it changed was not read to the end"
 
 # Calls whose return value the rules give.
 _RETURNS: Final = frozenset(("mmap", "brk", "mremap", "shmat", "map_shadow_stack"))
@@ -271,6 +272,9 @@ class Judge:
             return
         if problem:
             self.failed(problem)
+            return
+        if seen.sections and not sync.is_read(state, seen):
+            self.undecided(_UNREAD)
             return
         compared = state.counters_known or not seen.sections
         if state.unknown or not compared:

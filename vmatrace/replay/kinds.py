@@ -103,7 +103,8 @@ def _copy(judge: Judge) -> Child:
     # The child's own symbols go on below those it inherited.
     space.serial = min(space.serial, state.space.serial)
     child = SpaceState(space, result.child_mm, 0, state.kernel)
-    child.set_unknown(list(state.unknown))
+    child.unknown = state.unknown.copy()
+    child.watch()
     child.counters_known = state.counters_known
     child.inherited = state.credits + state.inherited
     child.guards = list(state.guards)

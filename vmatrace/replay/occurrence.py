@@ -112,15 +112,16 @@ class Occurrence:
         return any(event[0] == second.UNMAPPED for event in self.events)
 
     @property
+    def cut(self) -> bool:
+        """Whether a walk afterwards ran out of room."""
+        return any(flags & CUT for section in self.sections for _, _, flags, _ in section.after_cover)
+
+    @property
     def unread_from(self) -> int | None:
-        """Beyond this address VMAs may have changed unseen: a walk of them all ran out of room there."""
-        ends = [
-            end
-            for section in self.sections
-            for _, end, flags, _ in section.after_cover
-            if flags & CUT and section.op_class not in TELLING
-        ]
-        return min(ends) if ends else None
+        """Beyond this address VMAs may have changed and left no evidence: a walk ran out of room there."""
+        quiet = [section for section in self.sections if section.op_class not in TELLING]
+        ends = [end for section in quiet for _, end, flags, _ in section.after_cover if flags & CUT]
+        return min(ends, default=None)
 
     @property
     def named(self) -> list[int]:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Hashable, Sequence
 from typing import Final, NamedTuple
 
+from vmatrace.replay.intervals import Intervals
 from vmatrace.replay.space import Change, TracedSpace, WatchedSpace
 from vmatrace.rules.model import MmState
 from vmatrace.vma import ACCESS, MAYBE_GUARD, MAYWRITE, SHARED, SOFTDIRTY, Vma, flag_names
@@ -83,7 +84,7 @@ class SpaceState:
         self.pid = pid
         self.kernel = kernel
         #: Intervals where the real state is not known.
-        self.unknown: list[Interval] = []
+        self.unknown = Intervals()
         self.counters_known = True
         #: The last operations: what each read, and what it changed.
         self.history: deque[tuple[list[Interval], list[Change]]] = deque(maxlen=_REMEMBERED)
@@ -109,38 +110,35 @@ class SpaceState:
 
     def forget(self) -> None:
         """Everything may have changed: records were lost."""
-        self.set_unknown([(0, EVERYTHING)])
+        self.forget_interval(0, EVERYTHING)
         self.counters_known = False
         self.history.append(_LOST)
 
-    def set_unknown(self, intervals: list[Interval]) -> None:
-        """Where the real state is not known; as long as that is anywhere, the space notes where rules look."""
-        self.unknown = intervals
+    def forget_interval(self, lo: int, hi: int) -> None:
+        """``[lo, hi)`` may have changed."""
+        self.unknown.add(lo, hi)
+        self.watch()
+
+    def learn_interval(self, lo: int, hi: int) -> None:
+        """``[lo, hi)`` is known again."""
+        if self.unknown:
+            self.unknown.remove(lo, hi)
+            self.watch()
+
+    def watch(self) -> None:
+        """Let the space note where rules look, as long as they may look where nothing is known."""
         watched = type(self.space) is WatchedSpace
-        if watched != bool(intervals):
+        if watched != bool(self.unknown):
             self.space = self.space.with_class(TracedSpace if watched else WatchedSpace)
+
+    def is_known(self, lo: int, hi: int) -> bool:
+        """Whether all of ``[lo, hi)`` is known."""
+        return not self.unknown.touches(lo, hi)
 
     def looked_into_unknown(self) -> bool:
         """Whether the last operation looked at addresses of which nothing is known."""
         space = self.space
         return type(space) is WatchedSpace and not all(self.is_known(lo, hi) for lo, hi in space.looked)
-
-    def learn_interval(self, lo: int, hi: int) -> None:
-        """``[lo, hi)`` is known again."""
-        left: list[Interval] = []
-        for start, end in self.unknown:
-            if hi <= start or end <= lo:
-                left.append((start, end))
-                continue
-            if start < lo:
-                left.append((start, lo))
-            if hi < end:
-                left.append((hi, end))
-        self.set_unknown(left)
-
-    def is_known(self, lo: int, hi: int) -> bool:
-        """Whether all of ``[lo, hi)`` is known."""
-        return all(hi <= start or end <= lo for start, end in self.unknown)
 
     def adopt(self, lo: int, hi: int, rows: Sequence[Vma]) -> None:
         """Make the model say what was read of ``[lo, hi)``; where rows cannot be, it is unknown."""
@@ -150,7 +148,7 @@ class SpaceState:
             if max(lo, new[-1].end if new else 0) <= row.start < row.end <= hi:
                 new.append(row)
         if len(new) != len(rows):
-            self.set_unknown([*self.unknown, (lo, hi)])
+            self.forget_interval(lo, hi)
         if old and old[0].start < lo:
             new.insert(0, old[0].cut(old[0].start, lo, self.kernel.shift))
         if old and old[-1].end > hi:

@@ -70,6 +70,17 @@ def after_differs(state: SpaceState, seen: Occurrence, names: dict[Hashable, Has
     return ""
 
 
+def is_read(state: SpaceState, seen: Occurrence) -> bool:
+    """Whether all that the rules changed was read when the lock was let go."""
+    walks = [(walk.lo, walk.hi) for walk in seen.after if not walk.flags]
+    for old, new in state.space.journal:
+        start = min(vma.start for vma in (*old, *new))
+        end = max(vma.end for vma in (*old, *new))
+        if old != new and not any(lo <= start and end <= hi for lo, hi in walks):
+            return False
+    return True
+
+
 def counters_differ(state: SpaceState, section: Section) -> str:
     """The mm's counters and break against the model's: "" or the first difference."""
     if not state.counters_known:
@@ -91,6 +102,9 @@ def adopt_after(state: SpaceState, seen: Occurrence) -> None:
     """The model becomes what was seen; where nothing was read after a change it is not known."""
     if seen.events:
         _forget_unread(state, seen)
+    unread = seen.unread_from if seen.cut else None
+    if unread is not None:
+        state.forget_interval(unread, EVERYTHING)
     for lo, hi, flags, vmas in seen.after:
         if not flags:
             state.learn_interval(lo, hi)
@@ -103,7 +117,7 @@ def _forget_unread(state: SpaceState, seen: Occurrence) -> None:
     A store tells its range; an object that died without being read again may have been anywhere.
     """
     read = [(walk.lo, walk.hi) for walk in seen.after if not walk.flags]
-    if len(read) == len(seen.after) and read:
+    if len(read) == len(seen.after) and read and not seen.cut:
         return
     stores = [(start, end) for what, _, start, end in seen.events if what == STORE]
     if len(stores) < len(seen.events) - len(seen.born):
@@ -112,7 +126,7 @@ def _forget_unread(state: SpaceState, seen: Occurrence) -> None:
     for start, end in stores:
         if not any(lo <= start and end <= hi for lo, hi in read):
             state.adopt(start, end, ())
-            state.set_unknown([*state.unknown, (start, end)])
+            state.forget_interval(start, end)
 
 
 def learn_after(state: SpaceState, seen: Occurrence) -> None:
@@ -146,10 +160,10 @@ def set_counters(state: SpaceState, values: tuple[int, ...]) -> None:
 def start_from(state: SpaceState, seen: Occurrence, task_size: int, page_size: int) -> str:
     """The rows, complete for the whole space, become the model; "" or what no layout may show."""
     section = seen.sections[0]
-    state.set_unknown([(0, EVERYTHING)])
+    state.forget_interval(0, EVERYTHING)
     adopt_after(state, seen)
-    if all(lo >= task_size for lo, _ in state.unknown):
-        state.set_unknown([])
+    if state.is_known(0, task_size):
+        state.learn_interval(0, EVERYTHING)
     mm = state.mm = counters_of(state.space, page_size)
     problem = ""
     if not state.unknown and mm.map_count != section.map_count:
