@@ -24,7 +24,8 @@ demo: setup ## trace a small program live and show what the kernel decided
 test: setup ## run the tests: unit property replay live repo (under 5 minutes)
 	@$(PYTEST) $(SUITES) $(ARGS)
 
-test-vm: setup ## run the tests that boot other kernels in a guest
+test-vm: ## run the tests that boot other kernels in a guest
+	@scripts/setup.sh cross
 	@$(PYTEST) tests/vm -m vm --timeout 1800 $(ARGS)
 
 agree: setup ## hold random operations on this kernel against the rules (N=1000000)

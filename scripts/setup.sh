@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv ready: system packages that are missing (apt, as root), the virtual environment,
 # the package and its development tools. A second run with nothing to do takes milliseconds.
+# With the word "cross": also the compiler for the arm64 guests of `make test-vm`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,6 +16,11 @@ fail() { # message, hint
     exit 3
 }
 
+cross=${1:-}
+has_cross() {
+    [ "$cross" != cross ] || [ "$(uname -m)" = aarch64 ] || command -v aarch64-linux-gnu-gcc >/dev/null
+}
+
 missing_packages() {
     if ! [ -x "$python" ]; then
         printf '%s\n' python3 python3-venv python3-bpfcc gcc libc6-dev
@@ -24,6 +30,7 @@ missing_packages() {
     "$python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("bcc") is None)' || echo python3-bpfcc
     command -v gcc >/dev/null || echo gcc
     [ -e /usr/include/stdlib.h ] || echo libc6-dev
+    has_cross || echo gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 }
 
 install_packages() { # package...
@@ -42,7 +49,7 @@ install_packages() { # package...
 origin() {
     printf '%s %s %s\n' "$("$python" -V 2>&1 || true)" "$PWD" "$(sha256sum <pyproject.toml)"
 }
-[ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(origin)" ] && [ -x "$venv/bin/vmatrace" ] && exit 0
+[ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(origin)" ] && [ -x "$venv/bin/vmatrace" ] && has_cross && exit 0
 
 read -r -a missing <<<"$(missing_packages | tr '\n' ' ')"
 if [ "${#missing[@]}" -gt 0 ]; then
