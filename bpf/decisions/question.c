@@ -116,6 +116,35 @@ static __always_inline void add_descriptor(struct decision *d, u64 after)
 #define add_descriptor(d, after)
 #endif
 
+/* The VMA that holds an address, 0 in a gap: neighbours that a merge looks up itself. */
+static __always_inline u64 vma_at(struct decision *d, u64 addr)
+{
+	u64 *v = d->scratch, node, t, wide, i;
+	u32 type, base;
+
+	node = read_word(d->mm + OFF_mm_ma_root);
+	if ((node & 3) != 2)
+		return 0;
+#pragma clang loop unroll(disable)
+	for (int level = 0; level < 8; level++) {
+		if (bpf_probe_read_kernel(v, 256, (void *)(node & NODE_MASK)))
+			return 0;
+		type = node >> 3 & 15;
+		wide = ((type ^ MAPLE_ARANGE) + 1) >> 1;
+		i = 0;
+		COUNT_PIVOT(0) COUNT_PIVOT(1) COUNT_PIVOT(2) COUNT_PIVOT(3) COUNT_PIVOT(4)
+		COUNT_PIVOT(5) COUNT_PIVOT(6) COUNT_PIVOT(7) COUNT_PIVOT(8) COUNT_PIVOT(9)
+		COUNT_PIVOT(10) COUNT_PIVOT(11) COUNT_PIVOT(12) COUNT_PIVOT(13) COUNT_PIVOT(14)
+		base = OFF_arange64_slot / 8 + wide * ((OFF_range64_slot - OFF_arange64_slot) / 8);
+		node = v[hidden(base + i) & 31];
+		if (type == MAPLE_LEAF)
+			return node;
+		if (!(node & NODE_MASK))
+			return 0;
+	}
+	return 0;
+}
+
 #ifdef OFF_vmg_start
 #define VMG(field)	d->scratch[OFF_vmg_##field / 8]
 
@@ -144,38 +173,13 @@ static __always_inline void propose_merge(struct decision *d, u64 *cell, u64 vmg
 #endif
 	if (VMG(uffd_ctx) | VMG(policy) | VMG(anon_name))
 		add_aside(d, CELL_ASIDE, VMG(uffd_ctx), VMG(policy), VMG(anon_name));
+	/* Of a changed range that ends with its VMA, the next one is looked up later. */
+	if (PARAMETER(WHAT) == DECISION_MERGE_EXISTING && !d->vma_of[ROLE_NEXT] &&
+	    read_word(d->vma_of[ROLE_MIDDLE] + OFF_vma_vm_end) == cell[2])
+		d->vma_of[ROLE_NEXT] = vma_at(d, cell[2]);
 }
 #else
 #define propose_merge(d, cell, vmg)
-
-/* The VMA that holds an address, 0 in a gap: vma_merge() looks these up itself before 6.12. */
-static __always_inline u64 vma_at(struct decision *d, u64 addr)
-{
-	u64 *v = d->scratch, node, t, wide, i;
-	u32 type, base;
-
-	node = read_word(d->mm + OFF_mm_ma_root);
-	if ((node & 3) != 2)
-		return 0;
-#pragma clang loop unroll(disable)
-	for (int level = 0; level < 8; level++) {
-		if (bpf_probe_read_kernel(v, 256, (void *)(node & NODE_MASK)))
-			return 0;
-		type = node >> 3 & 15;
-		wide = ((type ^ MAPLE_ARANGE) + 1) >> 1;
-		i = 0;
-		COUNT_PIVOT(0) COUNT_PIVOT(1) COUNT_PIVOT(2) COUNT_PIVOT(3) COUNT_PIVOT(4)
-		COUNT_PIVOT(5) COUNT_PIVOT(6) COUNT_PIVOT(7) COUNT_PIVOT(8) COUNT_PIVOT(9)
-		COUNT_PIVOT(10) COUNT_PIVOT(11) COUNT_PIVOT(12) COUNT_PIVOT(13) COUNT_PIVOT(14)
-		base = OFF_arange64_slot / 8 + wide * ((OFF_range64_slot - OFF_arange64_slot) / 8);
-		node = v[hidden(base + i) & 31];
-		if (type == MAPLE_LEAF)
-			return node;
-		if (!(node & NODE_MASK))
-			return 0;
-	}
-	return 0;
-}
 #endif
 
 /* A merge by arguments: what holds the first byte and the byte behind, and whether the range is mapped at all. */
