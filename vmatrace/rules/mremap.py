@@ -130,7 +130,7 @@ def kept_source_loses_lock(kernel: Kernel, vma: Vma) -> int:
     return vma.flags & LOCKED_MASK
 
 
-@rule("dontunmap_cuts_locked", "dontunmap_complete", feature="dontunmap_splits_locked")
+@rule("dontunmap_cuts_locked", "prep_move_vma", feature="dontunmap_splits_locked")
 def locked_source_is_cut(kernel: Kernel, vma: Vma) -> int:
     """A locked source that DONTUNMAP keeps is cut, so that only the moved part is unlocked and uncounted."""
     return vma.flags & LOCKED
@@ -207,7 +207,7 @@ def _in_place(kernel: Kernel, call: Remap) -> int:
         return call.addr
     if not call.flags & MREMAP_MAYMOVE:
         kernel.fail("ENOMEM")
-    _check_move(kernel, call, vma)
+    vma = _check_move(kernel, call, vma)
     picked: int | None = kernel.inputs.get("picked")
     return _move(kernel, call, vma, check_picked(kernel, picked, call.new_len))
 
@@ -233,9 +233,9 @@ def _to(kernel: Kernel, call: Remap, vma: Vma) -> int:
     if call.flags & MREMAP_DONTUNMAP and not may_expand(kernel, vma.flags, call.old_len >> kernel.shift):
         kernel.fail("ENOMEM")
     if call.flags & MREMAP_FIXED:
-        _check_move(kernel, call, vma)
+        vma = _check_move(kernel, call, vma)
         return _move(kernel, call, vma, call.new_addr)
-    _check_move(kernel, call, vma)
+    vma = _check_move(kernel, call, vma)
     return _move(kernel, call, vma, check_picked(kernel, kernel.inputs.get("picked"), call.new_len))
 
 
@@ -246,8 +246,8 @@ def _check_vma_again(kernel: Kernel, addr: int) -> Vma:
     return vma
 
 
-def _check_move(kernel: Kernel, call: Remap, vma: Vma) -> None:
-    """prep_move_vma and the charge: the map count, may_split at both ends."""
+def _check_move(kernel: Kernel, call: Remap, vma: Vma) -> Vma:
+    """prep_move_vma and the charge: the map count, may_split at both ends; the VMA to move, cut if it was locked."""
     if no_room_for_move(kernel) or no_room_for_move_7_1(kernel):
         kernel.fail("ENOMEM")
     end = call.addr + call.old_len
@@ -255,8 +255,14 @@ def _check_move(kernel: Kernel, call: Remap, vma: Vma) -> None:
         check_may_split(kernel, vma, call.addr)
     if end != vma.end:
         check_may_split(kernel, vma, end)
+    if call.flags & MREMAP_DONTUNMAP and locked_source_is_cut(kernel, vma):
+        if call.addr != vma.start:
+            vma = cut_in_two(kernel, vma, call.addr, True)[1]
+        if end != vma.end:
+            vma = cut_in_two(kernel, vma, end, False)[0]
     if vma.flags & ACCOUNT and charge_is_refused(kernel):
         kernel.fail("ENOMEM")
+    return vma
 
 
 def _move(kernel: Kernel, call: Remap, vma: Vma, new_addr: int) -> int:
@@ -280,10 +286,6 @@ def _move(kernel: Kernel, call: Remap, vma: Vma, new_addr: int) -> int:
 def _keep_source(kernel: Kernel, call: Remap, source: Vma, copy: Vma) -> None:
     """dontunmap_complete."""
     if locked_source_is_cut(kernel, source):
-        if call.addr > source.start:
-            source = cut_in_two(kernel, source, call.addr, True)[1]
-        if call.addr + call.old_len < source.end:
-            source = cut_in_two(kernel, source, call.addr + call.old_len, False)[0]
         kernel.mm.locked_vm -= call.old_len >> kernel.shift
     lost = (kept_source_loses_lock(kernel, source) or 0) | (kept_source_loses_account(kernel, source) or 0)
     changed = source.with_flags(source.flags & ~lost)
