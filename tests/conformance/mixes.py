@@ -41,7 +41,7 @@ MIXES = (
     Mix("nobody", (*_ops("default", "rlimit=400,mlock=60,mlock2=40"), "--narrow", "50"), 5, user="nobody"),
     # Calls whose range nobody tells make the recorder walk everything, which is too much here.
     Mix("full", (*_ops("default", "shm=0,process_madvise=0,name=0,brim=40"), "--fill", "65380", "--narrow", "50"), 2),
-    Mix("uffd", (*_ops("default", "uffd=500,fork=12,mlock=0,mlock2=0,mremap=150"), "--uffd", "--narrow", "70"), 6),
+    Mix("uffd", ("--uffd", *_ops("default", "uffd=500,fork=12,mlock=0,mlock2=0,mremap=150"), "--narrow", "70"), 6),
 )  # fmt: skip
 
 

@@ -665,7 +665,7 @@ static void do_uffd(struct worker *w)
 	struct uffdio_register enroll;
 	long pages;
 	/* Whose a refused call was nobody can tell from outside: the second context is rare. */
-	int fd = fd_uffd[chance(w, 3)];
+	int fd = fd_uffd[chance(w, 2)];
 	char *at = range(w, &pages);
 
 	memset(&enroll, 0, sizeof(enroll));
