@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,20 @@ def attach_seconds(directory: Path, tries: int) -> tuple[float, float]:
     before = time.monotonic()
     subprocess.run([VMATRACE, "record", "--help"], capture_output=True, check=False)
     return min(times), time.monotonic() - before
+
+
+def btf_seconds(directory: Path) -> tuple[float, float]:
+    """Time to read the kernel's BTF without an index of it, and with the one that this leaves behind."""
+    script = (
+        "import time; from vmatrace import btf; begin = time.perf_counter()\n"
+        "btf.load().offset('vm_area_struct.vm_end'); print(time.perf_counter() - begin)"
+    )
+    environment = {**os.environ, "XDG_CACHE_HOME": str(directory / "cache")}
+    times = [
+        float(subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=True).stdout)
+        for _ in range(2)
+    ]
+    return times[0], times[1]
 
 
 def lost_records(recorder: Recorder) -> int | None:

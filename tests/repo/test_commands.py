@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-import time
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,13 +44,11 @@ def test_help_lists_each_command_with_its_summary(vmatrace: Path) -> None:
         assert re.search(rf"^  {entry.name} +{re.escape(entry.summary)}$", text, re.MULTILINE), entry.name
 
 
-def test_help_is_quick(vmatrace: Path) -> None:
-    def once() -> float:
-        begin = time.perf_counter()
-        help_of(vmatrace)
-        return time.perf_counter() - begin
-
-    assert min(once() for _ in range(5)) < 0.3
+def test_help_imports_nothing_heavy() -> None:
+    """What makes it slow, told without a clock."""
+    script = "import sys; from vmatrace.cli import main; main(['--help']); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not {"numpy", "pandas", "pyarrow", "bcc"} & set(done.stderr.split())
 
 
 def test_first_screen_of_the_readme_has_the_two_commands() -> None:
