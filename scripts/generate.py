@@ -135,7 +135,9 @@ def verdicts() -> str:
         "Where the trace has the decisions layer, each decision of these kinds has a verdict of its own: the rules\n"
         "are run on what the kernel looked at, and its answer is compared. They do not use the model of the address\n"
         "space, so operations and decisions are evidence against each other: `agreed` counts the operations with\n"
-        "merges or cuts of which both tell the same, and an operation of which they do not is FAILED too.\n",
+        "merges or cuts of which both tell the same - merges and their stores, cuts, births and unmaps - and an\n"
+        "operation of which they do not is FAILED too, unless records are missing or the header says which function\n"
+        "could not be probed.\n",
         table(("decision", "compared"), JUDGED.items()),
     )
     verdicts = table(("verdict", "means"), rows)

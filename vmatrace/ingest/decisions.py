@@ -46,6 +46,7 @@ _KEPT: Final = (
 )  # fmt: skip
 _VMA: Final = ("start", "end", "flags", "pgoff", "bits", "object", "anon_vma", "file", "uffd", "policy")
 _DESCRIPTOR: Final = ("start", "end", "pgoff", "flags", "private", "file", "action")
+_UNMAP_COMPLETE: Final = DECISIONS["UNMAP_COMPLETE"]
 _BATCHES: Final = 3
 
 
@@ -247,7 +248,9 @@ class Decisions:
         key, real = key[order], real[order]
         wanted = _key(self.columns["space"], self.columns["seq"])
         at = np.minimum(np.searchsorted(key, wanted), len(key) - 1)
-        fits = (key[at] == wanted) & (self.columns["bits"] & IN_SECTION != 0)
+        # An unmap is completed with the lock downgraded, when its section is over.
+        inside = (self.columns["bits"] & IN_SECTION != 0) | (self.columns["what"] == _UNMAP_COMPLETE)
+        fits = (key[at] == wanted) & inside
         fits &= sections["tid"][real[at]] == self.columns["tid"]
         return np.where(fits, real[at], found)
 

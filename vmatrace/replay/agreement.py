@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from vmatrace.ingest.decisions import Decision
@@ -14,10 +14,15 @@ from vmatrace.replay.occurrence import Occurrence
 from vmatrace.schema import EVIDENCE, OP_CLASSES
 
 _STORE: Final = EVIDENCE["EVIDENCE_STORE"]
+_BIRTHS: Final = (EVIDENCE["EVIDENCE_ALLOC"], EVIDENCE["EVIDENCE_DUP"])
 _BRK: Final = OP_CLASSES["OP_BRK"]
-_MERGE_COUNT: Final = EFFECTS.index("merge")
-_SPLIT_COUNT: Final = EFFECTS.index("split")
-_SEEN_BY: Final = {"merge": ("MERGE_NEW", "MERGE_EXISTING"), "split": ("SPLIT",)}
+_FORK: Final = OP_CLASSES["OP_FORK"]
+_BORN: Final = ("VMA_ALLOC", "VMA_DUP")
+_SEEN_BY: Final = {
+    "merge": ("MERGE_NEW", "MERGE_EXISTING"), "split": ("SPLIT",), "birth": _BORN, "unmap": ("UNMAP_COMPLETE",),
+}  # fmt: skip
+# Before v6.12 the function that unmaps does not say how many VMAs went.
+_COUNTS_UNMAPS: Final = "vms_complete_munmap_vmas"
 
 
 class Difference(NamedTuple):
@@ -39,10 +44,7 @@ def disagreement(trace: Trace, seen: Occurrence, made: Sequence[Decision], lossy
         return []
     merges = _merges(made, trace.feature("vmg") is not False)
     found = []
-    for kind, count, mine in (
-        ("merge", seen.columns.effects[_MERGE_COUNT], len(merges)),
-        ("split", seen.columns.effects[_SPLIT_COUNT], sum(d.what == "SPLIT" and d.error == 0 for d in made)),
-    ):
+    for kind, count, mine in _counts(trace, seen, made, merges):
         if count != mine:
             text = f"{mine} {kind}s by decisions, {count} by effects"
             excuse = "decisions were lost" if lost else _unseen(trace, seen, kind) if count > mine else ""
@@ -57,7 +59,24 @@ def disagreement(trace: Trace, seen: Occurrence, made: Sequence[Decision], lossy
 
 def has_steps(seen: Occurrence) -> bool:
     """Whether an operation has merges or cuts that two layers can agree on."""
-    return bool(seen.columns.effects[_MERGE_COUNT] or seen.columns.effects[_SPLIT_COUNT])
+    effects = seen.columns.effects
+    return bool(effects[EFFECTS.index("merge")] or effects[EFFECTS.index("split")])
+
+
+def _counts(
+    trace: Trace, seen: Occurrence, made: Sequence[Decision], merges: Sequence[Decision]
+) -> Iterator[tuple[str, int, int]]:
+    """What both layers count: its name, how many by effects and by decisions."""
+    effects = dict(zip(EFFECTS, seen.columns.effects, strict=False))
+    yield "merge", effects["merge"], len(merges)
+    yield "split", effects["split"], sum(each.what == "SPLIT" and each.error == 0 for each in made)
+    # The births of a fork are the child's.
+    if all(map(trace.decisions.sees, _BORN)) and all(section.op_class != _FORK for section in seen.sections):
+        births = sum(event[0] in _BIRTHS for event in seen.events)
+        yield "birth", births, sum(each.what in _BORN and each.result != 0 for each in made)
+    unmaps = [each for each in made if each.what == "UNMAP_COMPLETE"]
+    if trace.deaths and unmaps and all(each.function == _COUNTS_UNMAPS for each in unmaps):
+        yield "unmap", effects["unmap"], sum(each.delta for each in unmaps)
 
 
 def _merges(made: Sequence[Decision], vmg: bool) -> list[Decision]:
@@ -93,7 +112,7 @@ def _unstored(merges: Iterable[Decision], seen: Occurrence) -> list[Decision]:
 def _unseen(trace: Trace, seen: Occurrence, kind: str) -> str:
     """Why there may be more effects than decisions: a function without a probe."""
     decisions, vmg = trace.decisions, trace.feature("vmg") is not False
-    kinds = _SEEN_BY[kind] if vmg or kind == "split" else (*_SEEN_BY[kind], "EXPAND")
+    kinds = _SEEN_BY[kind] if vmg or kind != "merge" else (*_SEEN_BY[kind], "EXPAND")
     missing = decisions.missing(*kinds) or [each for each in kinds if not decisions.sees(each)]
     if missing:
         return f"no probe sees every {kind}: {', '.join(missing)}"
