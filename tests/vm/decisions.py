@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -13,9 +14,21 @@ from typing import Any
 
 import pyarrow as pa
 
-from tests.vm.matrix import COMPILERS, HERE, VMATRACE, Entry, vmatrace_json
+from tests.vm.matrix import (
+    COMPILERS,
+    HERE,
+    RESULTS,
+    VMATRACE,
+    Entry,
+    Outcome,
+    decision_problems,
+    describe_decisions,
+    keep,
+    vmatrace_json,
+)
 from tests.workloads.build import FLAGS
 from tests.workloads.build import HERE as WORKLOADS
+from vmatrace.tracefile import TraceFile
 
 KEPT = HERE.parent / "data" / "decisions"
 LARGEST = 150_000
@@ -53,20 +66,11 @@ def run(entry: Entry, into: Path) -> None:
 
 
 def problems(answer: dict[str, Any]) -> list[str]:
-    """What is wrong with the decisions of a replayed trace: ``answer`` is its JSON."""
-    decisions, effects = answer["decisions"], answer["effects"]
+    """What is wrong with a replayed trace: ``answer`` is its JSON."""
     found = [each["text"] for each in answer["divergences"][:5]]
     if answer["lost_records"] or not answer["trace"]["complete"]:
         found.append(f"{answer['lost_records']} records lost")
-    if decisions["failed"]:
-        found.append(f"{decisions['failed']} decisions failed")
-    if decisions["split"] != effects["split"]:
-        found.append(f"{decisions['split']} cuts decided, {effects['split']} seen")
-    unseen = [reason for reason in decisions["undecided_reasons"] if "no probe sees" not in reason]
-    merged = decisions["merge_attempt"] - decisions["merge_refused"]
-    if merged != effects["merge"] and not decisions["undecided_reasons"]:
-        found.append(f"{merged} merges decided, {effects['merge']} seen")
-    return found + unseen
+    return found + decision_problems(answer)
 
 
 def pack(source: Path, target: Path) -> None:
@@ -79,6 +83,14 @@ def pack(source: Path, target: Path) -> None:
             out.write_batch(batch)
 
 
+def amend(entry: Entry, decisions: str) -> None:
+    """Put what was seen of the decisions into the page of results, beside what the matrix found."""
+    known = RESULTS / f"{entry}.json"
+    outcome = Outcome(**json.loads(known.read_text())) if known.exists() else Outcome(str(entry))
+    outcome.decisions = decisions
+    keep(outcome)
+
+
 def record(entry: Entry, into: Path) -> list[str]:
     """Record on one kernel, judge both traces and keep the small one; what is wrong, if anything."""
     run(entry, into)
@@ -88,6 +100,8 @@ def record(entry: Entry, into: Path) -> list[str]:
         found += [f"{entry} {name}: {problem}" for problem in problems(answer)]
         effects = {key: answer["effects"][key] for key in ("merge", "split")}
         print(f"{entry} {name}: decisions {answer['decisions']}, effects {effects}", flush=True)
+        if name == "counted":
+            amend(entry, describe_decisions(answer["decisions"], TraceFile(into / "counted.vmat").header["decisions"]))
     pack(into / "small.vmat", KEPT / f"{entry}.vmat")
     size = (KEPT / f"{entry}.vmat").stat().st_size
     print(f"{entry}: {size} bytes kept", flush=True)

@@ -28,7 +28,7 @@ def record(entry: Entry, into: Path) -> None:
     for name in ("trace.vmat", "end.maps", "fingerprint.json"):
         words += ["--get", name]
     script = (
-        f"vmatrace record -q -o trace.vmat -- {' '.join(WORKLOAD)} "
+        f"vmatrace record -q --layer operations -o trace.vmat -- {' '.join(WORKLOAD)} "
         "&& vmatrace fingerprint --format json >fingerprint.json"
     )
     done = subprocess.run([*words, "--", "sh", "-c", script], capture_output=True, text=True, check=False)

@@ -21,7 +21,7 @@ sleep 2
 sleep 2
 echo \$limit >/proc/sys/vm/max_map_count
 EOF
-vmatrace record -q -o all.vmat -- sh workloads 2>record.err
+vmatrace record -q --buffer 64M -o all.vmat -- sh workloads 2>record.err
 echo "record $?" >status
 vmatrace fingerprint --format json >fingerprint.json 2>fingerprint.err
 echo "fingerprint $?" >>status

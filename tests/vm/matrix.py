@@ -16,6 +16,7 @@ from typing import Any
 from tests.workloads.build import FLAGS
 from tests.workloads.build import HERE as WORKLOADS
 from tests.workloads.oracle import difference, from_timeline, read_maps
+from vmatrace.tracefile import TraceFile
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parents[1] / "docs" / "matrix.md"
@@ -48,10 +49,12 @@ random workload and the corners (overlayfs, memfd_secret, a cut hugetlb mapping,
 limit of the number of maps) there; or by `python -m tests.vm.golden`, which records the small golden traces.
 Each trace was replayed with the rules that it names (`auto`), and its last layouts compared with the kernel's own
 `/proc/PID/maps`. *Undecided*: in brackets those that changed a VMA. *Signs*: features told by behaviour against
-those told by BTF. *s*: seconds of the whole guest run, emulated, on a busy machine with two processors.
+those told by BTF. *Decisions*: how functions were probed, and what was seen of them: merges asked and refused, cuts,
+calls of mmap_prepare; each has a verdict of its own, and the merges and cuts are those of the operations, except
+where what is *missing* says so. *s*: seconds of the whole guest run, emulated, on a busy machine with two processors.
 
-| kernel | release | ops | passed | FAILED | undecided | lost | layouts | rules | signs | corners | s |
-|---|---|---|---|---|---|---|---|---|---|---|---|
+| kernel | release | ops | passed | FAILED | undecided | lost | layouts | rules | signs | decisions | corners | s |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -93,6 +96,7 @@ class Outcome:
     layouts: str = ""
     rule_set: str = ""
     disagreements: str = ""
+    decisions: str = ""
     corners: str = ""
 
 
@@ -150,6 +154,9 @@ def judge(outcome: Outcome, trace: Path, dumps: Mapping[Path, str | None]) -> li
     problems = [found["text"] for found in answer["divergences"][:5]]
     if not answer["trace"]["complete"] or outcome.lost:
         problems.append(f"{outcome.lost} records lost")
+    if "decisions" in answer["trace"]["layers"]:
+        problems += decision_problems(answer)
+        outcome.decisions = describe_decisions(answer["decisions"], TraceFile(trace).header["decisions"])
     equal = 0
     for dump, pid in dumps.items():
         end = vmatrace_json("timeline", trace, "--at", "end", *(("--pid", pid) if pid else ()))
@@ -159,6 +166,27 @@ def judge(outcome: Outcome, trace: Path, dumps: Mapping[Path, str | None]) -> li
             problems.append(f"{dump.name}: not the timeline's end:\n{difference(due, got)}")
     outcome.layouts = f"{equal} of {len(dumps)} equal"
     return problems
+
+
+def decision_problems(answer: dict[str, Any]) -> list[str]:
+    """What is wrong with the decisions of a replayed trace, given its JSON: each right, and none unseen."""
+    decisions, effects = answer["decisions"], answer["effects"]
+    found = [f"{decisions['failed']} decisions failed"] if decisions["failed"] else []
+    if decisions["split"] != effects["split"]:
+        found.append(f"{decisions['split']} cuts decided, {effects['split']} seen")
+    merged = decisions["merge_attempt"] - decisions["merge_refused"]
+    blind = any("no probe sees" in reason for reason in decisions["undecided_reasons"])
+    if merged > effects["merge"] or (merged < effects["merge"] and not blind):
+        found.append(f"{merged} merges decided, {effects['merge']} seen")
+    return found
+
+
+def describe_decisions(decisions: Mapping[str, Any], header: Mapping[str, Any]) -> str:
+    """The decisions of a trace as the page of results says them."""
+    counts = {name: f"{decisions[name]:,}" for name in ("merge_attempt", "merge_refused", "split", "mmap_prepare")}
+    missing = [gap["function"] for gap in header["missing"]]
+    text = "{merge_attempt} merges asked, {merge_refused} refused, {split} cuts, {mmap_prepare} hooks".format(**counts)
+    return f"{header['how']}: {text}" + (f"; missing {', '.join(missing)}" if missing else "")
 
 
 def describe(entry: Entry, fingerprint: Path, stderr: str) -> Outcome:
@@ -187,13 +215,14 @@ def write_page(folder: Path, page: Path = PAGE) -> None:
     for entry in MATRIX:
         file = folder / f"{entry}.json"
         if not file.exists():
-            rows.append(f"| {entry} | not run |" + " |" * 10)
+            rows.append(f"| {entry} | not run |" + " |" * 11)
             continue
         found = Outcome(**json.loads(file.read_text()))
         verdicts = f"{found.passed:,} | {found.failed} | {found.undecided} ({found.changing_open})"
         signs = found.disagreements or "agree"
         rows.append(
             f"| {entry} | {found.release} | {found.operations:,} | {verdicts} | {found.lost} "
-            f"| {found.layouts} | {found.rule_set} | {signs} | {found.corners} | {found.seconds:.0f} |"
+            f"| {found.layouts} | {found.rule_set} | {signs} | {found.decisions} | {found.corners} "
+            f"| {found.seconds:.0f} |"
         )
     page.write_text(_INTRODUCTION + "\n".join(rows) + "\n")
