@@ -92,6 +92,8 @@ class Decisions:
                     self._attach(probe, way)
                 except OSError as error:
                     reasons.append(f"{way}: {calls.reason(error)}")
+                except CannotTrace as error:  # BTF lacks a struct that the function works on
+                    reasons.append(error.message)
                 else:
                     self.attached.append(Attached(probe, way))
                     break
