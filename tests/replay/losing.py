@@ -14,7 +14,8 @@ import pyarrow as pa
 #: The tables whose records come through the ring buffer, each with a number of its CPU.
 RECORDED = ("sections", "calls", "tasks", "faults", "files")
 _NO_CPU = 65535  # looks at living address spaces are made by the recorder itself
-_WAYS = ("one", "some", "run", "cpu", "table", "first", "last", "forks", "files", "many")
+#: How records get lost.
+WAYS = ("one", "some", "run", "cpu", "table", "first", "last", "forks", "files", "many")
 
 Lost = frozenset[int]
 
@@ -53,7 +54,7 @@ class Losable:
 
     def choose(self, dice: random.Random, way: str = "") -> Lost:
         """Records that a loss may take, in one of the ways in which they get lost."""
-        records, way = self.records, way or dice.choice(_WAYS)
+        records, way = self.records, way or dice.choice(WAYS)
         if way == "table":
             table = dice.choice(RECORDED)
             found = [record for record in records if record.table == table]

@@ -53,7 +53,9 @@ def excuse(judge: Judge) -> str:
         return UNDESCRIBED
     if not judge.seen.sections:
         first = judge.all.ended(judge.seen.tid)
-    if losses.between(first, last):
+    alone = judge.seen.call is None and judge.seen.columns.number < 0
+    # A section that belongs to no operation may have lost its call, which came at any time later.
+    if losses.between(first, NEVER if alone else last):
         return LOST_WITHIN
     if not judge.state.counters_known:
         return UNKNOWN_STATE
