@@ -41,7 +41,7 @@ SYS_MEMFD_SECRET, SYS_MSEAL = 447, 462
 # userfaultfd is older: x86 has a number of its own for it.
 SYS_USERFAULTFD = 323 if os.uname().machine == "x86_64" else 282
 UFFD_API, UFFD_USER_MODE_ONLY = 0xAA, 1
-UFFD_MISSING, UFFD_MINOR = 1, 4
+UFFD_MISSING, UFFD_WP = 1, 2
 UFFDIO_API, UFFDIO_REGISTER = 0xC018AA3F, 0xC020AA00
 ROOM = 64
 

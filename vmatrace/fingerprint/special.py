@@ -19,9 +19,9 @@ from vmatrace.fingerprint.arena import (
     SYS_MSEAL,
     SYS_USERFAULTFD,
     UFFD_API,
-    UFFD_MINOR,
     UFFD_MISSING,
     UFFD_USER_MODE_ONLY,
+    UFFD_WP,
     UFFDIO_API,
     UFFDIO_REGISTER,
     Answer,
@@ -117,15 +117,13 @@ def uffd_not_droppable(arena: Arena) -> Answer:
 
 
 def uffd_modes_kept(arena: Arena) -> Answer:
-    """In shared memory every architecture with userfaultfd has two modes."""
-    fd = os.memfd_create("modes")
-    os.ftruncate(fd, 2 * PAGE)
-    arena.map(0, 2, SHARED, fd)
+    """Write-protect tracking is the mode that is kept."""
+    arena.map(0, 2)
     watcher = _userfaultfd()
-    if not _register(watcher, arena, UFFD_MISSING | UFFD_MINOR):
-        raise Unable("userfaultfd has no minor faults")
+    if not _register(watcher, arena, UFFD_MISSING | UFFD_WP):
+        return False, "userfaultfd has no write-protect mode"
     refused = not _register(watcher, arena, UFFD_MISSING)
-    return refused, f"userfaultfd of fewer modes than before {'is refused' if refused else 'works'}"
+    return refused, f"userfaultfd without the write-protect mode of before {'is refused' if refused else 'works'}"
 
 
 def _userfaultfd() -> int:

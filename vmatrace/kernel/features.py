@@ -365,7 +365,7 @@ _TABLE: tuple[Feature, ...] = (
     ),
     Feature(
         "uffd_modes_kept",
-        "registering a range again may not drop a mode that it has",
+        "registering a range again may not drop write-protect tracking",
         None,
         "by v7.3",
         _BEHAVIOUR,

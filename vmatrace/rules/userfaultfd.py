@@ -56,8 +56,8 @@ def belongs_to_another(kernel: Kernel, vma: Vma, context: Hashable) -> bool:
 
 @rule("uffd_modes_kept", "userfaultfd_register", feature="uffd_modes_kept")
 def would_drop_a_mode(kernel: Kernel, vma: Vma, mode: int) -> int:
-    """Registering a range again may not drop a mode that one of its VMAs has."""
-    return vma.flags & UFFD_FLAGS & ~mode
+    """Registering a range again may not drop write-protect tracking, whose marks it would leave behind."""
+    return vma.flags & UFFD_WP & ~mode
 
 
 @rule("uffd_already_there", "userfaultfd_register_range")
