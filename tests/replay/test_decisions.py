@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Any
 
 import pytest
 
+from tests.replay import losing
 from tests.replay.altering import Alterable, Place
-from vmatrace import api
+from vmatrace import api, cli
 from vmatrace.ingest import Trace
 from vmatrace.replay import FAILED, PASSED, UNDECIDED, run
 from vmatrace.schema import DECISIONS, MERGE_STATES, ROLES
 
 TRACES = sorted((Path(__file__).resolve().parents[1] / "data" / "decisions").glob("*.vmat"))
+PLAIN = Path(__file__).resolve().parents[1] / "data" / "demo.vmat"
 TRIES = 4
 _NAMES = {number: name for name, number in DECISIONS.items()}
 _STEPS = ("MERGE_NEW", "MERGE_EXISTING", "SPLIT")
@@ -33,7 +36,10 @@ def test_every_decision_conforms_and_both_layers_agree(path: Path) -> None:
     assert not answer["divergences"], [(each["op"], each["text"]) for each in answer["divergences"][:5]]
     assert (answer["failed"], sums["failed"]) == (0, 0)
     assert sums["passed"] > 50
-    assert sums["undecided"] <= 0.02 * sums["passed"], sums["undecided_reasons"]
+    # What no probe could see the header says, and the verdict: before 6.12 mmap and brk merge by themselves.
+    unseen = sum(count for reason, count in sums["undecided_reasons"].items() if reason.startswith("no probe sees"))
+    assert sums["undecided"] - unseen <= 0.01 * sums["passed"], sums["undecided_reasons"]
+    assert not unseen or trace.feature("vmg") is False
     assert sums["split"] >= answer["effects"]["split"]
     assert sums["merge_attempt"] > sums["merge_refused"] > 0
 
@@ -127,6 +133,58 @@ def test_a_missing_decision_makes_the_layers_undecided_not_failed(altered: Alter
     result = run(tmp_path / "lost.vmat")
     assert not result.failed_decisions
     assert any(v.verdict == UNDECIDED and "lost" in v.reason for v in result.decisions)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_lost_records_never_fail_a_decision(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losing, "RECORDED", (*losing.RECORDED, "decisions"))
+    trace = losing.Losable(TRACES[-1])
+    trace.write(tmp_path / "lost.vmat", trace.choose(random.Random(seed)))
+    result = run(tmp_path / "lost.vmat")
+    assert not result.failed_decisions, result.failed_decisions[:3]
+    assert not result.failed, result.failed[:3]
+
+
+def _show(path: Path, kind: str, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert cli.main(["show", str(path), "--kind", kind, *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_show_lists_attempts_and_why_they_were_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    sums = run(TRACES[-1]).to_json()["decisions"]
+    attempts = json.loads(_show(TRACES[-1], "merge_attempt", capsys, "--format", "json"))["events"]
+    assert len(attempts) == sums["merge_attempt"]
+    refused = json.loads(_show(TRACES[-1], "merge_refused", capsys, "--format", "json"))["events"]
+    assert len(refused) == sums["merge_refused"]
+    assert all(event["reasons"] and event["function"] for event in refused)
+    assert {"side", "rule", "text", "commit", "remedy"} <= set(refused[0]["reasons"][0])
+    lines = _show(TRACES[-1], "merge_refused", capsys).splitlines()
+    assert len(lines) == len(refused)
+    assert any("[flags_equal" in line for line in lines)
+    assert not [line for line in _show(TRACES[-1], "merge", capsys).splitlines() if "refused" in line]
+
+
+def test_a_trace_without_the_layer_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", str(PLAIN), "--kind", "merge_refused"]) == 0
+    out, err = capsys.readouterr()
+    assert not out
+    assert "no decisions layer" in err
+
+
+@pytest.mark.parametrize("path", [*TRACES, PLAIN], ids=lambda path: path.stem)
+def test_the_table_of_hooks_adds_up(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = json.loads(_show(path, "mmap_prepare", capsys, "--format", "json"))
+    for row in document["adoption"]:
+        assert row["mmap_prepare"] + row["mmap"] + row["compat"] <= row["maps"]
+        assert row["merged"] <= row["maps"] >= row["inferred"]
+    calls = [event for event in document["events"] if event["kind"] == "mmap_prepare"]
+    assert sum(row["mmap_prepare"] for row in document["adoption"]) <= len(calls)
+    table = _show(path, "mmap_prepare", capsys).splitlines()[len(calls) :]
+    assert table[0].split()[:2] == ["file", "system"]
+    assert len(table) == 1 + len(document["adoption"])
+    if path == PLAIN:
+        assert all(row["inferred"] == row["maps"] for row in document["adoption"])
+        assert all(event["hooks"]["inferred"] for event in calls)
 
 
 def test_decisions_come_as_a_frame() -> None:

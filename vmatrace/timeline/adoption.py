@@ -5,7 +5,7 @@ With the decisions layer that is what was seen; without it, it is inferred from 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -99,10 +99,15 @@ def adoption(trace: Trace, pid: int | None = None) -> list[Adoption]:
 
 
 def driver_of(info: FileInfo) -> str:
-    """The file system of a regular file; of any other the file itself: its driver is not its file system."""
+    """The file system of a regular file; of any other the file itself: its driver is not its file system.
+
+    The VMA of a stacked file (overlayfs) holds the file beneath, which is all that is known of it.
+    """
     name = _NAMES.get(info.fs_magic, f"magic {info.fs_magic:#x}")
     if _is_shared_anonymous(info):
         return "shared anonymous memory"
+    if info.hooks & FILE_BITS["FILE_STACKED"]:
+        return f"stacked over {name}"
     if info.mode & _S_IFMT == _S_IFREG or name in ("secretmem", "aio", "hugetlbfs"):
         return name
     return escape_path(info.path) or name
@@ -122,16 +127,9 @@ def iter_mapped(trace: Trace, pid: int | None = None) -> Iterator[Mapped]:
         vma = mapped_file(operation)
         if vma is None or (pid is not None and operation.pid != pid):
             continue
-        made = trace.decisions.of(row)
-        info = _given(trace, made) or trace.file_info(vma.file)
+        info = trace.file_info(vma.file)
         if info is not None:
-            yield _mapped(trace, operation, info, made)
-
-
-def _given(trace: Trace, made: Iterable[Decision]) -> FileInfo | None:
-    """The file that the call was given, which a stacked file system replaces."""
-    whole = next((each for each in made if each.what == "MMAP" and each.file), None)
-    return trace.file_info(trace.files.find(whole.file, whole.place)) if whole is not None else None
+            yield _mapped(trace, operation, info, trace.decisions.of(row))
 
 
 def _mapped(trace: Trace, operation: Operation, info: FileInfo, made: Sequence[Decision]) -> Mapped:
@@ -143,11 +141,13 @@ def _mapped(trace: Trace, operation: Operation, info: FileInfo, made: Sequence[D
         function = hook.function if hook is not None else ""
         return Mapped(info, COMPAT if compat else PREPARE, True, function, merged, changes)
     prepare = bool(info.hooks & FILE_BITS["FILE_MMAP_PREPARE"])
-    via = PREPARE if prepare else MMAP if info.hooks & FILE_BITS["FILE_MMAP"] else ""
+    stacked = bool(info.hooks & FILE_BITS["FILE_STACKED"])
+    via = (COMPAT if stacked else PREPARE) if prepare else MMAP if info.hooks & FILE_BITS["FILE_MMAP"] else ""
     if _is_shared_anonymous(info):
         return Mapped(info, "", True, "", merged, ())
-    # That no hook was called is seen where hooks are probed and nothing is missing.
+    # That no hook was called is seen where hooks are probed; and an older kernel has none.
     seen = bool(made) and trace.decisions.sees("MMAP_PREPARE") and not prepare
+    seen = seen or trace.feature("mmap_prepare") is False
     return Mapped(info, via, seen, "", merged, ())
 
 

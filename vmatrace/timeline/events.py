@@ -4,7 +4,7 @@ spaces."""
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 
@@ -49,8 +49,14 @@ _HOOKS: Final = frozenset(("mmap_prepare", "compat_mmap"))
 _EFFECT_KINDS: Final = ("merge", "split", "unmap", "new", "copy", "grow")
 
 
-Reasons = Mapping[int, Sequence[Mapping[str, Any]]]
-_NO_REASONS: Final[Reasons] = {}
+class Reasons(Protocol):
+    """Why merges were refused."""
+
+    def of_decision(self, place: int) -> Sequence[Mapping[str, Any]]:
+        """The conditions that refused the attempt which is the decision at that index."""
+
+    def of_operation(self, operation: Operation) -> Sequence[Mapping[str, Any]]:
+        """Without the decisions layer: ``start``, ``end`` and ``reasons`` of each refused merge of an operation."""
 
 
 def event_columns() -> tuple[str, ...]:
@@ -63,13 +69,13 @@ def iter_events(
     pid: int | None = None,
     kinds: Collection[str] = (),
     address: int | None = None,
-    reasons: Reasons = _NO_REASONS,
+    reasons: Reasons | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The events in order; of one process, of some kinds, or those at one address.
 
     Each is a dict with the keys of `event_columns`: times in ns since the first record, None for what an
-    event of its kind has not. ``reasons``: why merge attempts were refused, by the index of the decision. A refused
-    attempt is an attempt too. Raises UsageError for a process or kind that is not known.
+    event of its kind has not. ``reasons``: why merge attempts were refused, without which none are told of a trace that
+    has no decisions layer. A refused attempt is an attempt too. Raises UsageError for a process or kind that is not known.
     """
     _check(trace, pid, kinds)
     wanted = set(kinds) or set(EVENT_KINDS) - _ON_REQUEST
@@ -95,7 +101,7 @@ def _kind_hint() -> str:
     return "kinds are " + ", ".join(EVENT_KINDS)
 
 
-def _in_order(trace: Trace, pid: int | None, wanted: set[str], reasons: Reasons) -> Iterator[dict[str, Any]]:
+def _in_order(trace: Trace, pid: int | None, wanted: set[str], reasons: Reasons | None) -> Iterator[dict[str, Any]]:
     rows = _candidates(trace, wanted)
     gains = _gains(trace, pid) if "anon_vma" in wanted else []
     order = trace.operations.order
@@ -108,6 +114,8 @@ def _in_order(trace: Trace, pid: int | None, wanted: set[str], reasons: Reasons)
         if pid is None or operation.pid == pid:
             yield from _decision_events(trace, row, operation, wanted, reasons)
             yield from _events_of(operation, trace)
+            if reasons is not None and wanted & _ATTEMPTS and not trace.decisions.present:
+                yield from _inferred_refusals(trace, operation, reasons)
     yield from (event for _, event in gains[at:])
 
 
@@ -118,7 +126,7 @@ def _candidates(trace: Trace, wanted: set[str]) -> Any:
     for name in _EFFECT_KINDS:
         if name in wanted:
             keep |= table.effects[name] > 0
-    if wanted & {"change", "other", "mmap_prepare"}:
+    if wanted & {"change", "other", "mmap_prepare", "merge_refused"}:
         keep |= table.changed != 0
     for name in ("fork", "exec", "exit"):
         if name in wanted:
@@ -178,11 +186,17 @@ def _inferred_hook(operation: Operation, trace: Trace) -> Iterator[dict[str, Any
         )  # fmt: skip
 
 
+def _inferred_refusals(trace: Trace, operation: Operation, reasons: Reasons) -> Iterator[dict[str, Any]]:
+    """Without a probe on the merge step: VMAs that stayed neighbours, and what the rules say keeps them apart."""
+    for refused in reasons.of_operation(operation):
+        yield _of(operation, trace, "merge_refused", **refused)
+
+
 # ---- decisions ----
 
 
 def _decision_events(
-    trace: Trace, row: int, operation: Operation, wanted: set[str], reasons: Reasons
+    trace: Trace, row: int, operation: Operation, wanted: set[str], reasons: Reasons | None
 ) -> Iterator[dict[str, Any]]:
     """The merge attempts and hooks of an operation, in the order in which they were made."""
     if not wanted & (_HOOKS | _ATTEMPTS) or not len(trace.decisions):
@@ -195,21 +209,23 @@ def _decision_events(
             yield _attempt_event(trace, operation, each, reasons)
 
 
-def _attempt_event(trace: Trace, operation: Operation, made: Decision, reasons: Reasons) -> dict[str, Any]:
+def _attempt_event(trace: Trace, operation: Operation, made: Decision, reasons: Reasons | None) -> dict[str, Any]:
     kind = "merge_attempt" if made.merged else "merge_refused"
     event = _of(operation, trace, kind, start=made.start, end=made.end, function=made.function)
     result = made.rows.get("result")
     if made.merged:
         event["text"] = f"merged to {result[0]:x}-{result[1]:x}" if result is not None else "merged"
     else:
-        event["reasons"] = [dict(reason) for reason in reasons.get(made.place, ())]
+        event["reasons"] = [dict(reason) for reason in reasons.of_decision(made.place)] if reasons else []
     return {**event, "time": made.time - trace.records.first_time}
 
 
 def _hook_event(trace: Trace, operation: Operation, made: Decision) -> dict[str, Any]:
     before, after = made.descs if len(made.descs) == 2 else (None, None)
     file = made.file or (before.file if before is not None else 0)
-    info = trace.file_info(trace.files.find(file, made.place)) if file else None
+    # A file is described just before the section in which it is first seen, which is after the hook.
+    index = operation.sections[-1].index if operation.sections else made.place
+    info = trace.file_info(trace.files.find(file, index)) if file else None
     kind = "compat_mmap" if made.what == "COMPAT_MMAP" else "mmap_prepare"
     event = _of(operation, trace, kind, file=file_document(info), function=made.function)
     hooks = hooks_document(info)
@@ -293,7 +309,7 @@ def _event(
 
 
 def _at_address(
-    trace: Trace, pid: int | None, address: int, wanted: set[str], reasons: Reasons
+    trace: Trace, pid: int | None, address: int, wanted: set[str], reasons: Reasons | None
 ) -> Iterator[dict[str, Any]]:
     spaces = trace.spaces.values() if pid is None else trace.spaces_of(pid)
     found: list[tuple[int, dict[str, Any]]] = []
@@ -308,7 +324,7 @@ def _at_address(
 
 
 def _decisions_at(
-    trace: Trace, spaces: set[int], address: int, wanted: set[str], reasons: Reasons
+    trace: Trace, spaces: set[int], address: int, wanted: set[str], reasons: Reasons | None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The merge attempts and hooks whose range holds an address, each with its operation's index."""
     rows = np.unique(trace.decisions.op)
