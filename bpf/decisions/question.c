@@ -232,6 +232,21 @@ static __always_inline void propose_unmap(struct decision *d, u64 *cell, u64 vms
 #endif
 }
 
+/* A file that is to be mapped is described before: the VMA may come to hold another, behind a stacked one. */
+static __always_inline void describe_given_file(struct decision *d, u64 *args)
+{
+	u64 file = 0;
+
+	if (PARAMETER(WHAT) == DECISION_MMAP || PARAMETER(WHAT) == DECISION_COMPAT_MMAP)
+		file = ARGUMENT(FILE);
+#ifdef OFF_desc_vm_file
+	else if (PARAMETER(DESCRIPTOR) != NO_ARGUMENT)
+		file = read_word(d->desc_at + OFF_desc_vm_file);
+#endif
+	if (file && !seen_before(file))
+		describe_file(file);
+}
+
 static __always_inline u64 asked_mm(u64 *args)
 {
 	u64 mm;
@@ -299,6 +314,7 @@ static __always_inline int called(u64 *args)
 		d->desc_at = ARGUMENT(DESCRIPTOR);
 		add_descriptor(d, 0);
 	}
+	describe_given_file(d, args);
 #pragma clang loop unroll(disable)
 	for (int role = 1; role < ROLE_END; role++)
 		if (d->vma_of[role & 7])
