@@ -159,16 +159,25 @@ def test_show_lists_attempts_and_why_they_were_refused(capsys: pytest.CaptureFix
     assert all(event["reasons"] and event["function"] for event in refused)
     assert {"side", "rule", "text", "commit", "remedy"} <= set(refused[0]["reasons"][0])
     lines = _show(TRACES[-1], "merge_refused", capsys).splitlines()
-    assert len(lines) == len(refused)
+    listed = [line for line in lines if " merge_refused " in line]
+    assert len(listed) == len(refused)
+    table = lines[len(listed) :]
+    assert table[0].split()[:2] == ["refused", "alone"]
+    assert sum(int(line.split()[0]) for line in table[1:]) == sum(len(event["reasons"]) for event in refused)
     assert any("[flags_equal" in line for line in lines)
     assert not [line for line in _show(TRACES[-1], "merge", capsys).splitlines() if "refused" in line]
 
 
 def test_a_trace_without_the_layer_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """What was refused is inferred: the demo protects a page inside a mapping, which both sides then refuse."""
     assert cli.main(["show", str(PLAIN), "--kind", "merge_refused"]) == 0
     out, err = capsys.readouterr()
-    assert not out
     assert "no decisions layer" in err
+    refused = [line for line in out.splitlines() if " merge_refused " in line]
+    assert refused
+    assert all("(inferred)" in line for line in refused)
+    alone = "left: their flags differ: READ, WRITE [flags_equal]; right: their flags differ: READ, WRITE [flags_equal]"
+    assert any("mprotect" in line and line.endswith(alone) for line in refused)
 
 
 @pytest.mark.parametrize("path", [*TRACES, PLAIN], ids=lambda path: path.stem)

@@ -12,9 +12,10 @@ from vmatrace.cli import common
 from vmatrace.cli.common import Format, FormatOption
 from vmatrace.errors import EXIT_OK, UsageError
 from vmatrace.ingest import Trace
-from vmatrace.replay import run
+from vmatrace.replay import Refusals
 from vmatrace.report.adoption import adoption_lines
-from vmatrace.report.events import refusal_reasons, render_event
+from vmatrace.report.events import render_event
+from vmatrace.report.refusals import RefusalSummary
 from vmatrace.timeline import adoption, event_columns, iter_events
 
 _ATTEMPTS = frozenset(("merge_attempt", "merge_refused"))
@@ -43,7 +44,7 @@ def command(
         common.print_warning(f"{trace}: {opened.warning}")
     kinds = [word for word in (kind or "").replace(" ", ",").split(",") if word]
     _check_layer(opened, kinds)
-    reasons = refusal_reasons(run(opened)) if _ATTEMPTS.intersection(kinds) and opened.decisions.present else {}
+    reasons = Refusals(opened) if _ATTEMPTS.intersection(kinds) else None
     events = itertools.islice(iter_events(opened, pid, kinds, _address(addr), reasons), limit)
     table = adoption(opened, pid) if "mmap_prepare" in kinds else None
     if format is Format.json:
@@ -52,8 +53,12 @@ def command(
     elif format is Format.csv:
         common.print_csv(event_columns(), events)
     else:
+        summary = RefusalSummary()
         for event in events:
             print(render_event(event))
+            summary.add(event)
+        for line in summary.lines():
+            print(line)
         for line in adoption_lines(table) if table is not None else ():
             print(line)
     if opened.lost_records:
@@ -66,8 +71,9 @@ def _check_layer(trace: Trace, kinds: list[str]) -> None:
     if trace.decisions.present:
         return
     if _ATTEMPTS.intersection(kinds):
-        common.print_warning(f"{trace.path}: no decisions layer, so no merge attempts: only their effects were seen")
-        common.note("hint: `vmatrace doctor` says whether this kernel lets it be recorded")
+        common.print_warning(
+            f"{trace.path}: no decisions layer, so refused merges are inferred from the VMAs that stayed neighbours"
+        )
     elif "mmap_prepare" in kinds:
         common.print_warning(f"{trace.path}: no decisions layer, so hooks are inferred from the files")
 

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from vmatrace.ingest.trace import Trace
 from vmatrace.kernel import RuleSet
 from vmatrace.replay import engine
+from vmatrace.replay.refusals import Refusals
 from vmatrace.replay.requests import SKIPPED_KINDS
 from vmatrace.replay.result import FAILED, INPUT, PASSED, SKIPPED, UNDECIDED, ReplayResult, Verdict
 
@@ -23,5 +24,6 @@ def run(
 
 
 __all__ = [
-    "FAILED", "INPUT", "PASSED", "SKIPPED", "SKIPPED_KINDS", "UNDECIDED", "ReplayResult", "Verdict", "run",
+    "FAILED", "INPUT", "PASSED", "SKIPPED", "SKIPPED_KINDS", "UNDECIDED", "Refusals", "ReplayResult",
+    "Verdict", "run",
 ]  # fmt: skip

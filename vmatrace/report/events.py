@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from vmatrace.errors import escape
-from vmatrace.replay import ReplayResult
 
 
 def render_event(event: dict[str, Any]) -> str:
@@ -36,7 +35,7 @@ def _what(event: dict[str, Any]) -> str:
     if kind in ("mmap_prepare", "compat_mmap"):
         return f"{where} {_hook(event)}".strip()
     if kind in ("merge_attempt", "merge_refused"):
-        return f"{where} by {event['function']}"
+        return f"{where} by {event['function']}" if event["function"] else f"{where} (inferred)"
     if kind == "error":
         return str(event["errno"])
     return f"{where} {event['object'] or ''}".strip()
@@ -49,11 +48,6 @@ def _hook(event: dict[str, Any]) -> str:
         return f"{path} (inferred)"
     changed = [f"+{name}" for name in event["set"] or ()] + [f"-{name}" for name in event["cleared"] or ()]
     return " ".join([path, f"by {event['function']}", *changed])
-
-
-def refusal_reasons(result: ReplayResult) -> dict[int, list[dict[str, Any]]]:
-    """Every condition that refused each merge attempt, by the index of the decision."""
-    return {v.place: [each._asdict() for each in v.refusals] for v in result.decisions if v.refusals}
 
 
 def reason_text(reason: Mapping[str, Any]) -> str:

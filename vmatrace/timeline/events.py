@@ -27,7 +27,7 @@ EVENT_KINDS: Final = {
     "mmap_prepare": "a file's mmap_prepare hook was called; without the decisions layer: a file that has it was mapped",
     "compat_mmap": "mmap_prepare was called for a stacked file, by the compatibility layer",
     "merge_attempt": "the kernel tried to merge (decisions layer; only where it is asked for)",
-    "merge_refused": "a merge attempt that found no neighbour to merge with, and why (only where it is asked for)",
+    "merge_refused": "a mapping that merged with no neighbour, and why; without the decisions layer inferred (only where asked for)",
     "anon_vma": "a VMA of this address space gained an anon_vma (which one is not told)",
     "fork": "an address space was born as a copy",
     "exec": "an address space was born for a new program",
@@ -75,7 +75,8 @@ def iter_events(
 
     Each is a dict with the keys of `event_columns`: times in ns since the first record, None for what an
     event of its kind has not. ``reasons``: why merge attempts were refused, without which none are told of a trace that
-    has no decisions layer. A refused attempt is an attempt too. Raises UsageError for a process or kind that is not known.
+    has no decisions layer. A refused attempt is an attempt too. Raises UsageError for a process or kind that is not
+    known.
     """
     _check(trace, pid, kinds)
     wanted = set(kinds) or set(EVENT_KINDS) - _ON_REQUEST
@@ -318,6 +319,10 @@ def _at_address(
         # Children that only inherited the place say nothing about it, unless they are asked for.
         if pid is not None or any(event.operation.kind not in ("fork", "exit") for event in history):
             found += [(each.operation.index, event) for each in history for event in _history_events(each, trace)]
+            if reasons is not None and wanted & _ATTEMPTS and not trace.decisions.present:
+                for operation in (each.operation for each in history):
+                    refused = _inferred_refusals(trace, operation, reasons)
+                    found += [(operation.index, event) for event in refused if _holds(event, address)]
     if wanted & (_HOOKS | _ATTEMPTS) and len(trace.decisions):
         found += _decisions_at(trace, {space.id for space in spaces}, address, wanted, reasons)
     return (event for _, event in sorted(found, key=lambda item: item[0]))
@@ -332,8 +337,12 @@ def _decisions_at(
         if int(trace.operations.space[row]) in spaces:
             operation = trace.operation(row)
             for event in _decision_events(trace, row, operation, wanted, reasons):
-                if event["start"] is not None and event["start"] <= address < event["end"]:
+                if _holds(event, address):
                     yield operation.index - 1, event
+
+
+def _holds(event: dict[str, Any], address: int) -> bool:
+    return event["start"] is not None and bool(event["start"] <= address < event["end"])
 
 
 def _history_events(event: Event, trace: Trace) -> Iterator[dict[str, Any]]:
