@@ -249,6 +249,8 @@ class SpaceState:
         donors = [(v, old) for v, old in gains.neighbours(self.space) if _may_share(v, seen, self.kernel.shift)]
         if any(donor.anon_vma == seen.anon_vma for donor, _ in donors) or self._changed_beside(seen):
             return ""
+        if self._handed_on(seen):
+            return ""
         if any(old for _, old in donors):
             return f"{_at(seen)}: a new anon_vma, expected the neighbour's"
         home = self.homes.get(seen.anon_vma)
@@ -257,6 +259,23 @@ class SpaceState:
             return f"{_at(seen)}: the anon_vma of a VMA that cannot share it"
         self.homes[seen.anon_vma] = seen.start
         return ""
+
+    def _handed_on(self, seen: Vma) -> bool:
+        """Whether neighbours that gained an anon_vma unseen may have handed it on, one to the next."""
+        shift, found = self.kernel.shift, self.space
+        for up in (False, True):
+            vma = seen
+            # Each one between that has none yet must have had a fault of its own.
+            for _ in range(self.credits + 1):
+                beside = found.at(vma.end if up else vma.start - 1)
+                if beside is None or not _fit(vma, beside, shift):
+                    break
+                if beside.anon_vma is not None:
+                    if beside.anon_vma == seen.anon_vma and not beside.forked:
+                        return True
+                    break
+                vma = beside
+        return False
 
     def _guarded(self, seen: Vma) -> bool:
         """Whether guard regions gave a VMA its anon_vma where they did that to any: before they spared files."""
@@ -285,8 +304,13 @@ def _concerns(vma: Vma, seen: Vma) -> bool:
 
 def _may_share(donor: Vma, vma: Vma, shift: int) -> bool:
     """Whether find_mergeable_anon_vma would take the anon_vma of ``donor`` for ``vma``."""
-    lower, upper = (donor, vma) if donor.start < vma.start else (vma, donor)
-    if donor.anon_vma is None or donor.forked or lower.end != upper.start:
+    return donor.anon_vma is not None and not donor.forked and _fit(donor, vma, shift)
+
+
+def _fit(one: Vma, other: Vma, shift: int) -> bool:
+    """anon_vma_compatible: adjacent and alike but for what mprotect may change."""
+    lower, upper = (one, other) if one.start < other.start else (other, one)
+    if lower.end != upper.start:
         return False
     if lower.policy != upper.policy or lower.file != upper.file:
         return False
