@@ -238,6 +238,10 @@ def _map_file(
         ("files", {"index": 2 * len(kernel.records), "cpu_seq": len(kernel.records) + 1, "time": 1, **values})
     )
     kernel.map(space, 260, 262, RW)
+    section, call = (values for _, values in kernel.records[-2:])
+    call["file"] = 77  # which a failed call tells
+    for row in section["after"]:
+        row["file"] = 77 if row["start"] == 260 * PAGE else 0
     descs = [_desc(before), _desc(after, **changed)]
     record = kernel.decide(space, "MMAP_PREPARE", {}, file=77, descs=descs, **fields)
     return kernel, space, record

@@ -1,7 +1,7 @@
 """Judges decisions: each is recomputed from what the kernel looked at and compared with what it answered.
 
-A decision has a verdict of its own. It does not lean on the model of its address space, so the two layers are
-evidence against each other.
+A decision has a verdict of its own. It does not lean on the model of its address space (but for a second page
+offset that no record holds), so the two layers are evidence against each other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vmatrace.replay.occurrence import Occurrence, errno_name
 from vmatrace.replay.result import AGREEMENT, FAILED, PASSED, UNDECIDED, DecisionVerdict
 from vmatrace.rules.model import KernelError, Unmodelled
 from vmatrace.schema import PROPOSAL_BITS
-from vmatrace.vma import MAYWRITE, SHARED, Vma, flag_names
+from vmatrace.vma import MAYWRITE, SHARED, AddressSpace, Vma, flag_names
 
 if TYPE_CHECKING:
     from vmatrace.replay.engine import Replayer
@@ -46,9 +46,14 @@ _FIELDS: Final = (
 )  # fmt: skip
 
 
-def judge_decisions(all: Replayer, seen: Occurrence, made: Sequence[Decision]) -> list[DecisionVerdict]:
-    """The verdicts of all decisions of an operation, and of whether both layers tell the same of it."""
-    found = [verdict for each in made if (verdict := _judge(all, each, made, seen)) is not None]
+def judge_decisions(
+    all: Replayer, seen: Occurrence, made: Sequence[Decision], space: AddressSpace
+) -> list[DecisionVerdict]:
+    """The verdicts of all decisions of an operation, and of whether both layers tell the same of it.
+
+    ``space``: the model as it was before; only a second page offset that no record holds is taken from there.
+    """
+    found = [verdict for each in made if (verdict := _judge(all, each, made, seen, space)) is not None]
     lossy = all.losses is not None and all.losses.between(all.ended(seen.tid), seen.last_index)
     differences = disagreement(all.trace, seen, made, lossy)
     found += [_disagrees(seen, difference) for difference in differences]
@@ -72,19 +77,21 @@ def _agreement(seen: Occurrence, verdict: str, reason: str, expected: str = "", 
     )  # fmt: skip
 
 
-def _judge(all: Replayer, asked: Decision, made: Sequence[Decision], seen: Occurrence) -> DecisionVerdict | None:
+def _judge(
+    all: Replayer, asked: Decision, made: Sequence[Decision], seen: Occurrence, space: AddressSpace
+) -> DecisionVerdict | None:
     """The verdict of one decision; None where its kind is not judged."""
     inner = tuple(each for each in made if asked.contains(each))
     if asked.what == "EXPAND" and any(each.attempt and each.contains(asked) for each in made):
         return None  # the merge attempt around it is judged
     if asked.what in HOOK_KINDS:
-        outcome = judge_hook(all, asked, inner, made)
+        outcome = judge_hook(all, asked, inner, made, seen)
     elif asked.what not in PREDICTIONS:
         return None
     elif asked.bits & _UNREADABLE:
         outcome = Outcome(UNDECIDED, "what it looked at could not be read")
     else:
-        outcome = _recompute(all, asked, inner, seen)
+        outcome = _recompute(all, asked, inner, seen, space)
     step = asked.attempt and not any(each.attempt for each in inner)
     return DecisionVerdict(
         asked.space, asked.pid, asked.tid, seen.columns.number, seen.name, asked.what, asked.function,
@@ -94,10 +101,12 @@ def _judge(all: Replayer, asked: Decision, made: Sequence[Decision], seen: Occur
     )  # fmt: skip
 
 
-def _recompute(all: Replayer, asked: Decision, inner: tuple[Decision, ...], seen: Occurrence) -> Outcome:
+def _recompute(
+    all: Replayer, asked: Decision, inner: tuple[Decision, ...], seen: Occurrence, space: AddressSpace
+) -> Outcome:
     """Predict a decision, and compare."""
     try:
-        vmas, guessed = _looked_at(all, asked, inner, seen)
+        vmas, guessed = _looked_at(all, asked, inner, seen, space)
         case = Case(asked, vmas, inner, all.limits.of(asked.pid, asked.abi), all.rules, all.without)
         predicted = PREDICTIONS[asked.what](case)
         open_features = [id for id in predicted.asked if _differs(case, predicted, id)]
@@ -127,7 +136,7 @@ def _open(reason: str, predicted: Prediction, refused: tuple[Refusal, ...]) -> O
 
 
 def _looked_at(
-    all: Replayer, asked: Decision, inner: Sequence[Decision], seen: Occurrence
+    all: Replayer, asked: Decision, inner: Sequence[Decision], seen: Occurrence, space: AddressSpace
 ) -> tuple[dict[str, Vma], bool]:
     """The VMAs by role, and whether the second page offset of one is not known."""
     rows: dict[str, Row] = dict(asked.rows)
@@ -136,6 +145,9 @@ def _looked_at(
         beyond = _read_before(asked, seen, asked.end)
         if beyond is not None:
             rows["next"] = beyond
+            mine = space.at(beyond[0])
+            if mine is not None and mine.anon_pgoff is not None and (mine.start, mine.obj) == (beyond[0], beyond[5]):
+                offsets["next"] = mine.anon_pgoff
     if asked.what in ("MERGE_EXTEND", "MERGE_COPIED"):
         step = next((each for each in inner if each.what == "MERGE_NEW"), None)
         if step is None:

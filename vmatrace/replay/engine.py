@@ -160,7 +160,7 @@ class Replayer:
         kind = columns.kind
         if self.trace.decisions.present:
             made = self.trace.decisions.of(columns.row)
-            self.decided += judge_decisions(self, judge.seen, made)
+            self.decided += judge_decisions(self, judge.seen, made, judge.state.space)
             judge.seen.hook = hook_of(made)
         if kind == matching.CALL:
             kinds.judge_call(judge)

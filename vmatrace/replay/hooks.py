@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from vmatrace.ingest.decisions import Decision, Descriptor, Row
 from vmatrace.replay.attempts import Outcome
 from vmatrace.replay.files import LEARNABLE, SECRETMEM, FileInfo, HookSeen
-from vmatrace.replay.occurrence import errno_name
+from vmatrace.replay.occurrence import Occurrence, errno_name
 from vmatrace.replay.result import FAILED, PASSED, UNDECIDED
 from vmatrace.rules.context import Kernel
 from vmatrace.rules.hooks import Mapping, run_hook
@@ -32,15 +32,16 @@ def hook_of(made: Sequence[Decision]) -> HookSeen | None:
     return HookSeen(after.flags & ~before.flags, before.flags & ~after.flags, bool(after.ops), nested)
 
 
-def judge_hook(all: Replayer, asked: Decision, inner: Sequence[Decision], made: Sequence[Decision]) -> Outcome:
+def judge_hook(
+    all: Replayer, asked: Decision, inner: Sequence[Decision], made: Sequence[Decision], seen: Occurrence
+) -> Outcome:
     """The verdict of a call of a hook, or of the compatibility layer."""
     if asked.what == "COMPAT_MMAP":
         return _compat(all, asked, inner)
     if len(asked.descs) != 2:
         return _open("the descriptor was not read")
     before = asked.descs[0]
-    called = asked.file or before.file
-    info = all.files.known.get(called) or all.files.first.get(called)
+    info = _called(all, asked, seen)
     errno, flags, rules = _expected(all, asked, before, info)
     if asked.error < 0:
         name = errno_name(asked.error)
@@ -54,6 +55,18 @@ def judge_hook(all: Replayer, asked: Decision, inner: Sequence[Decision], made: 
     if errno is not None:
         return _failed(f"the hook did not fail, expected {errno}", rules, errno, "0")
     return _compare(all, asked, made, flags, rules)
+
+
+def _called(all: Replayer, asked: Decision, seen: Occurrence) -> FileInfo | None:
+    """The file whose hook it is, where it is certain: one that the operation maps, or failed to map.
+
+    Any other (the file beneath a SysV segment) is described nowhere, and its memory may have been a file that was.
+    """
+    before = asked.descs[0]
+    called = asked.file or before.file
+    mapped = {vma.file for vma in seen.after_in(before.start, before.end)}
+    failed = seen.call.file if seen.call is not None else 0
+    return all.files.info(called) if called in mapped or called == failed else None
 
 
 def _expected(
