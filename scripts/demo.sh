@@ -66,6 +66,7 @@ run "$vmatrace" replay "$trace" || status=$?
 step "Next"
 cat <<NEXT
 $vmatrace show $trace                        every event, a line each
+$vmatrace show $trace --kind merge_refused   why mappings were not made one
 $vmatrace timeline $trace --op 10            the address space after operation 10
 $vmatrace replay $trace --format json        the verdict, for a program
 $vmatrace record -- COMMAND                  trace something of yours

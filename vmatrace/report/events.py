@@ -58,9 +58,14 @@ def reason_text(reason: Mapping[str, Any]) -> str:
 
 
 def _call(event: dict[str, Any]) -> str:
-    args = ", ".join(f"{name}={_value(value)}" for name, value in (event["args"] or {}).items())
+    args = ", ".join(f"{name}={_value(_signed(name, value))}" for name, value in (event["args"] or {}).items())
     result = event["errno"] or (_value(event["result"]) if event["result"] is not None else "?")
     return f"{event['syscall']}({args}) = {result}" if event["args"] else str(event["syscall"])
+
+
+def _signed(name: str, value: int) -> int:
+    """File descriptors are C ints, whatever a register holds above them."""
+    return (value & 0xFFFFFFFF ^ 1 << 31) - (1 << 31) if name == "fd" else value
 
 
 def _value(value: int) -> str:
