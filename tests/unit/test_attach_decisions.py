@@ -118,8 +118,10 @@ def test_a_function_that_is_refused_is_never_fatal(fake: Kernel) -> None:
 def test_what_was_begun_for_a_refused_function_is_let_go(fake: Kernel) -> None:
     fake.refuse_kprobes = {probe.symbol for probe in PLAN}
     both = layer(fake, ways=("kprobe",))
-    both.attach()
+    assert not both.attach("auto")
     assert not both.attached
+    with pytest.raises(CannotTrace, match="no function could be probed: kprobe: EINVAL"):
+        layer(fake, ways=("kprobe",)).attach("decisions")
     assert len(both.missing) == len(PLAN)
     assert not fake.still_open()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -80,8 +80,19 @@ class Decisions:
         self.attached: list[Attached] = []
         self.missing: list[Missing] = []
 
-    def attach(self) -> None:
-        """Probe every function of the plan, each in the first way that works; what cannot be is in ``missing``."""
+    def attach(self, layer: str = "auto", say: Callable[[str], None] = lambda text: None) -> bool:
+        """Probe every function of the plan, each in the first way that works; what cannot be is in ``missing``.
+
+        False where none could be; raises `CannotTrace` then if ``layer`` says that decisions were asked for.
+        """
+        self._attach_all()
+        say(self.summary())
+        if not self.attached and layer == "decisions":
+            why = self.missing[0].reason if self.missing else "none is known"
+            raise CannotTrace(f"decisions layer: no function could be probed: {why}", "run `vmatrace doctor`")
+        return bool(self.attached)
+
+    def _attach_all(self) -> None:
         for probe in self._plan:
             if not probe.name:
                 self.missing.append(Missing(probe, "inlined, not described by BTF, or not in this kernel"))

@@ -144,23 +144,13 @@ class Session:
     def _begin(self, child: targets.Target | None) -> None:
         """Open the file, arm the hooks, let the command go; where that fails, leave no file behind."""
         if self.decisions:
-            self._probe_functions(self.decisions)
+            self.decisions = self.decisions if self.decisions.attach(self.wanted.layer, self.say) else None
         self._open(child)
         try:
             self._start(child)
         except BaseException:
             self.sink.discard()
             raise
-
-    def _probe_functions(self, decisions: Decisions) -> None:
-        """Arm the decisions layer; a kernel that lets none of its functions be probed has no such layer."""
-        decisions.attach()
-        self.say(decisions.summary())
-        if not decisions.attached:
-            if self.wanted.layer == "decisions":
-                reason = decisions.missing[0].reason if decisions.missing else "none is known"
-                raise CannotTrace(f"decisions layer: no function could be probed: {reason}", "run `vmatrace doctor`")
-            self.decisions = None
 
     def _open(self, child: targets.Target | None) -> None:
         header = {
