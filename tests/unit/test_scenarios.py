@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections import defaultdict
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +15,8 @@ import pytest
 from vmatrace.errors import UsageError
 from vmatrace.kernel import rule_set
 from vmatrace.scenario import Scenario, parse_scenario, read_scenarios, run_scenario
-from vmatrace.simulator import RULES
+from vmatrace.scenario.operations import NEEDED
+from vmatrace.simulator import CALLS, RULES, STEPS
 
 FOLDER = Path(__file__).parents[1] / "scenarios"
 FILES = sorted(path.name for path in FOLDER.glob("*.jsonl"))
@@ -145,6 +147,26 @@ VMA = {"start": 4096, "end": 8192, "pgoff": 1, "flags": ["READ"]}
         ({"page_size": 4097}, "power of two"),
         ({"limits": {"max_maps": 1}}, "unknown limit"),
         ({"config": {"softdirty": 1}}, "unknown config"),
+        ({"config": {"soft_dirty": 7}}, "neither true nor false"),
+        ({"vmas": [{**VMA, "flags": "READ"}]}, "flags is not a list"),
+        ({"vmas": [{**VMA, "flags": [1]}]}, "no text"),
+        ({"vmas": [{**VMA, "close": "no"}]}, "neither true nor false"),
+        ({"vmas": [{**VMA, "pgoff": -1}]}, "no page offset"),
+        ({"vmas": [{**VMA, "start": 1 << 60, "end": (1 << 60) + 4096}]}, "past the end"),
+        ({"vmas": [{**VMA, "policy": ["bind"]}]}, "policy"),
+        ({"operation": {"op": "mmap", "addr": 0, "prot": 1}}, "mmap needs len"),
+        ({"operation": {"op": "mbind", "start": 0, "len": 4096}}, "mbind needs policy"),
+        ({"operation": {"op": "prctl", "option": 0x53564D41}}, "prctl needs arg3"),
+        ({"operation": {"op": "modify", "start": 0, "end": 4096, "flag": []}}, "unknown field of modify"),
+        ({"operation": {"op": "merge_extend", "vma": 0, "delta": 0}}, "delta is 0"),
+        ({"operation": {"op": "copy_vma", "vma": 0, "to": (1 << 56) - 4096, "length": 8192}}, "past the end"),
+        ({"operation": {"op": "munmap", "addr": 1 << 64, "len": 1}}, "does not fit in a register"),
+        ({"operation": {"op": "mmap", "len": 1, "prot": 1, "file": {"prepared": True}}}, "unknown field of file"),
+        ({"expect": {"ret": "0"}}, "ret '0' is no number"),
+        ({"expect": {"outcome": 1}}, "no text"),
+        ({"expect": {"vmas": [{"end": 4096}]}}, "expect: VMA 0: start is missing"),
+        ({"rules": 618}, "rules is not a list"),
+        ({"rules": [618]}, "no text"),
     ],
 )
 def test_bad_input_says_what_is_wrong(change: dict[str, object], words: str) -> None:
@@ -152,7 +174,59 @@ def test_bad_input_says_what_is_wrong(change: dict[str, object], words: str) -> 
         parse_scenario(json.dumps({**BASE, **change}))
 
 
-@pytest.mark.parametrize("line", ["[]", "{", "3"])
+def test_no_steps_are_refused() -> None:
+    with pytest.raises(UsageError, match="steps is empty"):
+        parse_scenario(json.dumps({"vmas": [], "steps": []}))
+
+
+def test_every_operation_says_what_it_needs() -> None:
+    assert set(NEEDED) == {*STEPS, *CALLS}
+    for name, needed in NEEDED.items():
+        if name == "mmap_region":
+            continue
+        given: dict[str, object] = {key: [] if key == "flags" else 4096 for key in needed}
+        if "end" in given:
+            given["end"] = 8192
+        if name in STEPS and "vma" in given:
+            given["vma"] = 0
+        line = {**BASE, "vmas": [VMA], "operation": {"op": name, **given}}
+        scenario = parse_scenario(json.dumps(line))
+        with suppress(UsageError):  # an input that no rule knows
+            run_scenario(scenario, rule_set("7.1"))
+        for key in needed:
+            rest = {other: value for other, value in given.items() if other != key}
+            with pytest.raises(UsageError, match=f"{name} needs {key}"):
+                parse_scenario(json.dumps({**line, "operation": {"op": name, **rest}}))
+
+
+def test_a_step_may_name_a_vma_that_an_earlier_one_made() -> None:
+    flags = ["READ", "MAYREAD", "MAYWRITE"]
+    cut = {"operation": {"op": "modify", "start": 4096, "end": 8192, "flags": ["MAYREAD", "MAYWRITE"]}}
+    moved = {"operation": {"op": "copy_vma", "vma": 1, "to": 32768, "length": 4096}, "expect": {"outcome": "copy"}}
+    vmas = [{"start": 4096, "end": 12288, "flags": flags}]
+    outcomes = run_scenario(parse_scenario(json.dumps({"vmas": vmas, "steps": [cut, moved]})), rule_set("6.18"))
+    assert [outcome.agrees for outcome in outcomes] == [None, True]
+    missing = json.dumps({"vmas": vmas, "steps": [cut, {"operation": {**moved["operation"], "vma": 9}}]})
+    with pytest.raises(UsageError, match="f:1: copy_vma: there is no VMA number 9"):
+        run_scenario(parse_scenario(missing, "f:1"), rule_set("6.18"))
+
+
+@pytest.mark.parametrize("range_", [(8192, 4096), (4096, 4096), (4097, 8192), (4096, (1 << 64) - 1)])
+def test_munmap_of_a_bad_range_is_the_kernels_error(range_: tuple[int, int]) -> None:
+    start, end = range_
+    line = {"vmas": [VMA], "operation": {"op": "munmap", "start": start, "end": end}}
+    (outcome,) = run_scenario(parse_scenario(json.dumps(line)), rule_set("7.1"))
+    assert (outcome.outcome, outcome.errno, len(outcome.vmas)) == ("error", "EINVAL", 1)
+
+
+def test_an_identity_may_be_an_object_as_timeline_prints_it() -> None:
+    file = {"path": "/bin/true", "dev": 1, "ino": 2}
+    vma = {**VMA, "file": file}
+    line = {"vmas": [vma], "operation": {"op": "munmap", "addr": 65536, "len": 4096}, "expect": {"vmas": [vma]}}
+    assert run_scenario(parse_scenario(json.dumps(line)), rule_set("6.18"))[0].agrees
+
+
+@pytest.mark.parametrize("line", ["[]", "{", "3", "[" * 100_000, '{"page_size": 1' + "0" * 5000 + "}"])
 def test_a_line_that_is_no_object_is_refused(line: str) -> None:
     with pytest.raises(UsageError):
         parse_scenario(line)

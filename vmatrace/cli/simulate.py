@@ -11,7 +11,7 @@ from vmatrace.cli import common
 from vmatrace.cli.common import Format, FormatOption
 from vmatrace.cli.ruleset import WithoutOption, chosen_rules
 from vmatrace.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, UsageError
-from vmatrace.kernel import rule_set
+from vmatrace.kernel import RuleSet, rule_set
 from vmatrace.rules.drawing import draw
 from vmatrace.scenario import Outcome, Scenario, read_scenarios, run_scenario
 from vmatrace.simulator import check_rule_ids
@@ -45,7 +45,7 @@ def command(
         try:
             if isinstance(item, UsageError):
                 raise item
-            own = chosen or rule_set(item.rules[0] if item.rules else _DEFAULT_RULES)
+            own = chosen or _own_rules(item)
             outcomes += [(item, outcome) for outcome in run_scenario(item, own, disabled)]
         except UsageError as error:
             if not keep_going:
@@ -59,6 +59,13 @@ def command(
     which = f"rules {chosen.name} ({chosen.label})" if chosen else "the rules that each scenario names"
     common.note(f"{len(outcomes)} operations by {which}: {failed} disagree")
     return EXIT_USAGE if bad else EXIT_FAILED if failed else EXIT_OK
+
+
+def _own_rules(scenario: Scenario) -> RuleSet:
+    try:
+        return rule_set(scenario.rules[0] if scenario.rules else _DEFAULT_RULES)
+    except UsageError as error:
+        raise UsageError(f"{scenario.where}: {error.message}", error.hint) from error
 
 
 def _print(outcomes: list[tuple[Scenario, Outcome]], format: Format) -> None:

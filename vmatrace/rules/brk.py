@@ -61,8 +61,10 @@ def next_is_too_near(kernel: Kernel, old: int, new: int) -> bool:
 def _mte_of_data(kernel: Kernel) -> int:
     """VM_DATA_DEFAULT_FLAGS of arm64 has MTE_ALLOWED where the kernel knows it; so has the stack from exec."""
     if kernel.mm.data_flags is None:
-        stacks = (vma.flags & MTE_ALLOWED for vma in kernel.space if vma.flags & GROWSDOWN)
-        kernel.mm.data_flags = next(stacks, 0)
+        stack = next((vma for vma in kernel.space if vma.flags & GROWSDOWN), None)
+        if stack is None:
+            return 0
+        kernel.mm.data_flags = stack.flags & MTE_ALLOWED
     return kernel.mm.data_flags
 
 

@@ -90,7 +90,7 @@ def parse_constant(key: str, value: object) -> int:
         raise UsageError(f"{key} {value!r} is no number")
     bits = 0
     for word in words:
-        if word not in CONSTANTS:
+        if not isinstance(word, str) or word not in CONSTANTS:
             near = nearest(str(word), CONSTANTS)
             raise UsageError(f"{key}: unknown constant {word!r}", f"did you mean {near}?" if near else "")
         bits |= CONSTANTS[word]

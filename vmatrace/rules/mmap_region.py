@@ -141,7 +141,7 @@ def _make(kernel: Kernel, mapping: Mapping, hook: FileGiven | None) -> Vma:
         kernel.fail("ENOMEM")
     if hook is not None:
         run_hook(kernel, mapping, hook)
-    elif mapping.given is None and mapping.flags & SHARED:
+    elif mapping.file is None and mapping.flags & SHARED:
         shared_memory_gets_a_file(kernel, mapping)
     changed = hook is not None and mapping.flags != before and not mapping.close
     mapping.flags |= ksm_flag(kernel, mapping, early=False)

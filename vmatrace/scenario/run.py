@@ -23,6 +23,7 @@ from vmatrace.rules.model import (
     Unmodelled,
 )
 from vmatrace.scenario.parse import Scenario, Step
+from vmatrace.scenario.values import as_identity
 from vmatrace.simulator import STEPS, apply
 from vmatrace.vma import SEALED, SEALED_OLD, AddressSpace, Vma, flag_names
 
@@ -175,5 +176,9 @@ def _layout_differences(expected: list[dict[str, Any]], after: tuple[Vma, ...]) 
         got = {**dict.fromkeys(("uffd", "policy", "name")), "anonymous": vma.anonymous, **vma_as_json(vma)}
         for key, value in wanted.items():
             have = got.get(key, getattr(vma, key, None))
-            if set(value) != set(have or ()) if key == "flags" else value != have:
+            if key == "flags":
+                differs = set(value) != set(have or ())
+            else:
+                differs = (as_identity(value) if isinstance(value, dict) else value) != have
+            if differs:
                 yield f"VMA {i} {key}: expected {value}, got {have}"
