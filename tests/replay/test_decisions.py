@@ -124,7 +124,8 @@ def test_an_altered_input_leads_to_another_verdict_or_the_same_prediction(altere
 def test_a_missing_decision_makes_the_layers_undecided_not_failed(altered: Alterable, tmp_path: Path) -> None:
     batch = next(batch for batch in altered.batches if len(batch["decisions"]) > 20)
     kept = batch["decisions"]
-    at = next(n for n, d in enumerate(kept) if n > 5 and _NAMES[d["what"]] in ("MERGE_NEW", "SPLIT"))
+    merged = MERGE_STATES["STATE_MERGED"]
+    at = next(n for n, d in enumerate(kept) if n > 5 and (_NAMES[d["what"]] == "SPLIT" or d["state"] == merged))
     batch["decisions"] = kept[:at] + kept[at + 1 :]
     try:
         altered.write(tmp_path / "lost.vmat")
