@@ -27,6 +27,7 @@ RULES: Final[dict[str, str]] = {
     "overcommit": "the heuristic mode refuses by the free memory, which no record holds; mode 2 is the machine's",
     "brk_looks_left": "brk keeps a page free above itself, so nothing on its right could join",
     "one_hook": "no file has both hooks: the kernel warns of a driver that does",
+    "compat_layer": "only probes inside the kernel see the nested hook: the decisions layer",
     "compat_only_adds_flags": "no hook of a file system takes a flag away",
     "compat_overwrites_ops": "no file system below an overlay has a close hook",
     "fault_gives_anon_vma": _READ_LOCK,
@@ -39,5 +40,4 @@ RULES: Final[dict[str, str]] = {
     "exec_stack_moves": _EXEC,
     "stack_guard_gap": _NO_GROWTH,
     "rlimit_stack": _NO_GROWTH,
-    "uffd_one_owner": "which userfaultfd a refused call was for is in no record: such a call is undecided",
 }

@@ -6,7 +6,9 @@ import pytest
 
 from tests.conformance.agree import agree, report
 from tests.conformance.tally import Tally
+from tests.conformance.unreachable import RULES as UNREACHABLE
 from vmatrace.fingerprint import live_profile
+from vmatrace.simulator import RULES
 
 OPERATIONS = 20_000
 # Calls that every run of this size judges, with outcomes among them.
@@ -34,3 +36,8 @@ def test_hardly_anything_is_undecided(found: Tally) -> None:
 
 def test_the_usual_outcomes_are_among_them(found: Tally) -> None:
     assert not EXPECTED - set(found.outcomes), "\n".join(report(found, live_profile().rule_set()))
+
+
+def test_what_is_called_unreachable_is_a_rule_and_did_not_decide(found: Tally) -> None:
+    assert set(UNREACHABLE) <= set(RULES)
+    assert not set(UNREACHABLE) & set(found.rules)
