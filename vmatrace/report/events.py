@@ -43,7 +43,7 @@ def _what(event: dict[str, Any]) -> str:
 
 def _hook(event: dict[str, Any]) -> str:
     """The file and its hook, and what the hook changed."""
-    path = escape(str(event["file"]["path"]))
+    path = escape(event["file"]["path"] or "(a file that is not described)")
     if not event["function"]:
         return f"{path} (inferred)"
     changed = [f"+{name}" for name in event["set"] or ()] + [f"-{name}" for name in event["cleared"] or ()]

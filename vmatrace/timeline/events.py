@@ -27,7 +27,7 @@ EVENT_KINDS: Final = {
     "mmap_prepare": "a file's mmap_prepare hook was called; without the decisions layer: a file that has it was mapped",
     "compat_mmap": "mmap_prepare was called for a stacked file, by the compatibility layer",
     "merge_attempt": "the kernel tried to merge (decisions layer; only where it is asked for)",
-    "merge_refused": "a mapping that merged with no neighbour, and why; without the decisions layer inferred (only where asked for)",
+    "merge_refused": "what merged with no neighbour, and why; inferred without the decisions layer (only where asked for)",
     "anon_vma": "a VMA of this address space gained an anon_vma (which one is not told)",
     "fork": "an address space was born as a copy",
     "exec": "an address space was born for a new program",
@@ -223,10 +223,9 @@ def _attempt_event(trace: Trace, operation: Operation, made: Decision, reasons: 
 
 def _hook_event(trace: Trace, operation: Operation, made: Decision) -> dict[str, Any]:
     before, after = made.descs if len(made.descs) == 2 else (None, None)
-    file = made.file or (before.file if before is not None else 0)
-    # A file is described just before the section in which it is first seen, which is after the hook.
-    index = operation.sections[-1].index if operation.sections else made.place
-    info = trace.file_info(trace.files.find(file, index)) if file else None
+    # The file that is mapped: one that is not (beneath a SysV segment) is described nowhere.
+    mapped = mapped_file(operation)
+    info = trace.file_info(mapped.file) if mapped is not None else None
     kind = "compat_mmap" if made.what == "COMPAT_MMAP" else "mmap_prepare"
     event = _of(operation, trace, kind, file=file_document(info), function=made.function)
     hooks = hooks_document(info)
