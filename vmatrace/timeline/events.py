@@ -27,7 +27,7 @@ EVENT_KINDS: Final = {
     "mmap_prepare": "a file's mmap_prepare hook was called; without the decisions layer: a file that has it was mapped",
     "compat_mmap": "mmap_prepare was called for a stacked file, by the compatibility layer",
     "merge_attempt": "the kernel tried to merge (decisions layer; only where it is asked for)",
-    "merge_refused": "what merged with no neighbour, and why; inferred without the decisions layer (only where asked for)",
+    "merge_refused": "what merged with no neighbour, and why; else inferred (only where it is asked for)",
     "anon_vma": "a VMA of this address space gained an anon_vma (which one is not told)",
     "fork": "an address space was born as a copy",
     "exec": "an address space was born for a new program",
