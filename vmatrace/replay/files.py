@@ -149,6 +149,7 @@ def _given(info: FileInfo) -> FileGiven:
         write_sealed=bool(bits & FILE_BITS["FILE_SEALED"]),
         prepare=bool(bits & FILE_BITS["FILE_MMAP_PREPARE"]),
         kind=kind_of(info, False, False)[0],
+        regular=info.regular,
     )
 
 

@@ -157,7 +157,7 @@ def do_mmap(kernel: Kernel, addr: int, length: int, prot: int, flags: int, pgoff
     if lock_limit_is_reached(kernel, vm_flags, length):
         kernel.fail("EAGAIN")
     if given is not None:
-        if offset_is_past_any_file(kernel, length, pgoff):
+        if offset_is_past_any_file(kernel, given, length, pgoff):
             kernel.fail("EOVERFLOW")
         vm_flags = _file_flags(kernel, given, prot, flags, vm_flags)
     else:
@@ -231,9 +231,10 @@ def check_picked(kernel: Kernel, picked: int | None, length: int) -> int:
 
 
 @rule("offset_past_any_file", "file_mmap_ok")
-def offset_is_past_any_file(kernel: Kernel, length: int, pgoff: int) -> bool:
-    """A file can be mapped up to its largest possible size: no byte of any lies past 2**64."""
-    return pgoff > (1 << 64) - 1 - length >> kernel.shift
+def offset_is_past_any_file(kernel: Kernel, given: FileGiven, length: int, pgoff: int) -> bool:
+    """A file can be mapped up to its largest possible size: 2**63 for a regular one, 2**64 for a driver's."""
+    largest = (1 << 63) - 1 if given.regular else (1 << 64) - 1
+    return pgoff > largest - length >> kernel.shift
 
 
 def _file_flags(kernel: Kernel, given: FileGiven, prot: int, flags: int, vm_flags: int) -> int:

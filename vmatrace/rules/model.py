@@ -36,6 +36,8 @@ class FileGiven:
     noexec: bool = False
     #: F_SEAL_WRITE or F_SEAL_FUTURE_WRITE.
     write_sealed: bool = False
+    #: A regular file, a block device or a socket: no byte of it lies past MAX_LFS_FILESIZE.
+    regular: bool = False
     #: The file can be mapped at all.
     can_map: bool = True
     #: Its mount or type takes MAP_SYNC.
