@@ -30,8 +30,8 @@ from vmatrace.replay.reproducer import first_reproducer
 from vmatrace.simulator import RULES
 
 VMATRACE = Path(sys.executable).with_name("vmatrace")
-# A program that pauses now and then loses no record on a busy machine.
-PACE = "2000"
+# A program that pauses now and then, and a large buffer, lose no record on a busy machine.
+PACE, BUFFER = "2000", "64M"
 # In a million operations each call x outcome, and each rule that can be reached, is due so often.
 OUTCOME_DUE, RULE_DUE, UNDECIDED_DUE = 1_000, 100, 0.001
 # Steps of one run: short enough that each mix comes often.
@@ -42,7 +42,7 @@ def record(path: Path, seed: int, steps: int, mix: Mix) -> None:
     """Record one run of vmafuzz. Raises CalledProcessError where recorder or program failed."""
     program = build(["vmafuzz"])["vmafuzz"]
     user = ["-u", mix.user] if mix.user else []
-    words: list[str | Path] = [VMATRACE, "record", "--force", "-o", path, *user, "--", program]
+    words: list[str | Path] = [VMATRACE, "record", "--force", "--buffer", BUFFER, "-o", path, *user, "--", program]
     words += [str(seed), str(steps), "--pace", PACE, *mix.options]
     subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=600)
 
