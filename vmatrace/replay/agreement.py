@@ -49,7 +49,7 @@ def disagreement(trace: Trace, seen: Occurrence, made: Sequence[Decision], lossy
             text = f"{mine} {kind}s by decisions, {count} by effects"
             excuse = "decisions were lost" if lost else _unseen(trace, seen, kind) if count > mine else ""
             found.append(Difference(text, f"{count} {kind}", f"{mine} {kind}", excuse))
-    unstored = [] if found else _unstored(merges, seen)
+    unstored = [] if found or seen.interleaved else _unstored(merges, seen)
     for decision in unstored:
         result = decision.rows["result"]
         text = f"{decision.what} made [{result[0]:#x}, {result[1]:#x}), and no such store was seen"
@@ -70,6 +70,8 @@ def _counts(
     effects = dict(zip(EFFECTS, seen.columns.effects, strict=False))
     yield "merge", effects["merge"], len(merges)
     yield "split", effects["split"], sum(each.what == "SPLIT" and each.error == 0 for each in made)
+    if seen.interleaved:  # some of its sections are not here
+        return
     # The births of a fork are the child's.
     if all(map(trace.decisions.sees, _BORN)) and all(section.op_class != _FORK for section in seen.sections):
         births = sum(event[0] in _BIRTHS for event in seen.events)

@@ -35,11 +35,10 @@ _MERGE_ALONE: Final = frozenset(("vma_merge", "vma_merge_existing_range"))
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A decision with what it looked at: the VMAs by role, and the decisions made inside it."""
+    """A decision with the VMAs that it looked at, by role, and the rules that it is held to."""
 
     decision: Decision
     vmas: Mapping[str, Vma]
-    inner: tuple[Decision, ...]
     limits: Limits
     rules: RuleSet
     off: Collection[str] = ()

@@ -91,7 +91,7 @@ def _judge(
     elif asked.bits & _UNREADABLE:
         outcome = Outcome(UNDECIDED, "what it looked at could not be read")
     else:
-        outcome = _recompute(all, asked, inner, seen, space)
+        outcome = _recompute(all, asked, made, seen, space)
     step = asked.attempt and not any(each.attempt for each in inner)
     return DecisionVerdict(
         asked.space, asked.pid, asked.tid, seen.columns.number, seen.name, asked.what, asked.function,
@@ -102,12 +102,12 @@ def _judge(
 
 
 def _recompute(
-    all: Replayer, asked: Decision, inner: tuple[Decision, ...], seen: Occurrence, space: AddressSpace
+    all: Replayer, asked: Decision, made: Sequence[Decision], seen: Occurrence, space: AddressSpace
 ) -> Outcome:
     """Predict a decision, and compare."""
     try:
-        vmas, guessed = _looked_at(all, asked, inner, seen, space)
-        case = Case(asked, vmas, inner, all.limits.of(asked.pid, asked.abi), all.rules, all.without)
+        vmas, guessed = _looked_at(all, asked, made, seen, space)
+        case = Case(asked, vmas, all.limits.of(asked.pid, asked.abi), all.rules, all.without)
         predicted = PREDICTIONS[asked.what](case)
         open_features = [id for id in predicted.asked if _differs(case, predicted, id)]
     except (Unmodelled, KernelError) as error:
@@ -122,7 +122,7 @@ def _recompute(
     problem = _difference(asked, predicted, vmas.get("result"))
     if not problem:
         return Outcome(PASSED, "", predicted.rules, refused)
-    excuse = _excuse(asked, predicted, inner)
+    excuse = _excuse(asked, predicted, made)
     if excuse:
         return _open(excuse, predicted, refused)
     return Outcome(FAILED, problem, predicted.rules, refused, *_told(asked, predicted))
@@ -136,12 +136,14 @@ def _open(reason: str, predicted: Prediction, refused: tuple[Refusal, ...]) -> O
 
 
 def _looked_at(
-    all: Replayer, asked: Decision, inner: Sequence[Decision], seen: Occurrence, space: AddressSpace
+    all: Replayer, asked: Decision, made: Sequence[Decision], seen: Occurrence, space: AddressSpace
 ) -> tuple[dict[str, Vma], bool]:
     """The VMAs by role, and whether the second page offset of one is not known."""
     rows: dict[str, Row] = dict(asked.rows)
     offsets: dict[str, int] = dict(asked.offsets)
     if asked.what == "MERGE_EXISTING" and "next" not in rows and "middle" in rows and asked.end == rows["middle"][1]:
+        if any(_reached(each, asked) for each in made):
+            raise Unmodelled("the next VMA may have changed since it was read")
         beyond = _read_before(asked, seen, asked.end)
         if beyond is not None:
             rows["next"] = beyond
@@ -149,7 +151,7 @@ def _looked_at(
             if mine is not None and mine.anon_pgoff is not None and (mine.start, mine.obj) == (beyond[0], beyond[5]):
                 offsets["next"] = mine.anon_pgoff
     if asked.what in ("MERGE_EXTEND", "MERGE_COPIED"):
-        step = next((each for each in inner if each.what == "MERGE_NEW"), None)
+        step = next((each for each in made if each.what == "MERGE_NEW" and asked.contains(each)), None)
         if step is None:
             raise Unmodelled("the merge step inside it was not seen")
         rows |= {role: row for role, row in step.rows.items() if role in ("prev", "next")}
@@ -160,8 +162,14 @@ def _looked_at(
     return vmas, "next" in rows and "next" not in offsets
 
 
+def _reached(earlier: Decision, asked: Decision) -> bool:
+    """Whether an earlier decision of the section lay above where ``asked`` ends: a call that goes downwards."""
+    same = earlier.seq == asked.seq and earlier.tid == asked.tid and earlier.entered < asked.entered
+    return same and (earlier.attempt or earlier.what == "SPLIT") and max(earlier.start, earlier.end) > asked.end
+
+
 def _read_before(asked: Decision, seen: Occurrence, address: int) -> Row | None:
-    """The VMA that starts at ``address``, as read when the section began: all callers go upwards, so it is as it was.
+    """The VMA that starts at ``address``, as read when the section began.
 
     None where there is none; raises Unmodelled where nothing was read.
     """
@@ -239,9 +247,9 @@ def _text(number: int, value: Hashable) -> str:
     return f"{value:#x}" if type(value) is int else str(value)
 
 
-def _excuse(asked: Decision, predicted: Prediction, inner: Iterable[Decision]) -> str:
+def _excuse(asked: Decision, predicted: Prediction, made: Iterable[Decision]) -> str:
     """Why a difference proves nothing: memory that ran out, what a record cannot hold."""
-    failed = [each for each in inner if each.what == "EXPAND" and each.error == -12]
+    failed = any(each.what == "EXPAND" and each.error == -12 and asked.contains(each) for each in made)
     if predicted.merged and (asked.state == NOMEM or failed or asked.error == -12):
         return "the merge ran out of memory"
     if predicted.merged and not asked.merged and asked.bits & _GIVE_UP:
