@@ -46,10 +46,16 @@ class DecidingKernel(ToyKernel):
         self.records.append(("decisions", record))
         return record
 
-    def replay(self, path: Path, rules: str = "6.18", probes: list[dict[str, str]] = PROBES) -> ReplayResult:
+    def replay(
+        self,
+        path: Path,
+        rules: str = "6.18",
+        probes: list[dict[str, str]] = PROBES,
+        features: Mapping[str, Any] = {},
+    ) -> ReplayResult:
         """Write the trace, and judge it."""
         header = {
-            "kernel": _KERNEL, "layers": ["operations", "decisions"],
+            "kernel": {**_KERNEL, "features": features}, "layers": ["operations", "decisions"],
             "decisions": {"how": "fentry", "probes": probes, "missing": []},
         }  # fmt: skip
         with TraceWriter(path, header, force=True) as writer:
@@ -315,6 +321,21 @@ def test_the_compatibility_layer_hands_the_hook_on(
     outer["entered"], outer["time"] = hook["entered"] - 1, hook["time"] + 1
     result = kernel.replay(tmp_path / "a.vmat", rules)
     assert _only(result, "COMPAT_MMAP").verdict == verdict
+
+
+@pytest.mark.parametrize(("end", "verdict"), [(262, PASSED), (263, FAILED)])
+def test_an_old_map_grows_its_neighbour(tmp_path: Path, end: int, verdict: str) -> None:
+    """Before v6.12 mmap itself decides and calls vma_expand: no attempt is seen, only that."""
+    kernel = DecidingKernel()
+    space = kernel.start((256, 260, RW))
+    below = space.areas[0]
+    kernel.map(space, 260, 262, RW, join=True)
+    rows = {"source": below.row(), "result": Area(256, end, RW, below.obj).row()}
+    kernel.decide(space, "EXPAND", rows, start=256 * PAGE, end=262 * PAGE, pgoff=256)
+    features = {"vmg": {"value": False, "detector": "test"}}
+    result = kernel.replay(tmp_path / "a.vmat", "6.6", features=features)
+    assert _only(result, "EXPAND").verdict == verdict
+    assert _only(result, AGREEMENT).verdict == verdict
 
 
 def test_without_the_layer_there_is_nothing() -> None:

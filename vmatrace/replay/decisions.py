@@ -145,11 +145,16 @@ def _looked_at(
         if any(_reached(each, asked) for each in made):
             raise Unmodelled("the next VMA may have changed since it was read")
         beyond = _read_before(asked, seen, asked.end)
-        if beyond is not None:
+        if beyond is not None and beyond[0] == asked.end:
             rows["next"] = beyond
             mine = space.at(beyond[0])
             if mine is not None and mine.anon_pgoff is not None and (mine.start, mine.obj) == (beyond[0], beyond[5]):
                 offsets["next"] = mine.anon_pgoff
+    if asked.what == "EXPAND" and "source" in rows and asked.end > rows["source"][1]:
+        # Before v6.12 the VMA that is swallowed is not looked at; it ends where the range does.
+        swallowed = _read_before(asked, seen, asked.end - 1)
+        if swallowed is not None and swallowed[1] == asked.end:
+            rows["next"] = swallowed
     if asked.what in ("MERGE_EXTEND", "MERGE_COPIED"):
         step = next((each for each in made if each.what == "MERGE_NEW" and asked.contains(each)), None)
         if step is None:
@@ -169,14 +174,14 @@ def _reached(earlier: Decision, asked: Decision) -> bool:
 
 
 def _read_before(asked: Decision, seen: Occurrence, address: int) -> Row | None:
-    """The VMA that starts at ``address``, as read when the section began.
+    """The VMA that holds ``address``, as read when the section began.
 
     None where there is none; raises Unmodelled where nothing was read.
     """
     section = next((each for each in seen.sections if each.seq == asked.seq), None)
     for start, end, flags, _ in section.before_cover if section is not None else ():
         if flags == 0 and start <= address < end and section is not None:
-            return next((row for row in section.before if row[0] == address), None)
+            return next((row for row in section.before if row[0] <= address < row[1]), None)
     raise Unmodelled("the next VMA was not read")
 
 
