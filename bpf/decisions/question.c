@@ -25,7 +25,7 @@ struct decision {
 	u32 n, order, bits, row_bits;
 	u64 vma_of[8];		/* by role, at the call */
 	u64 anon_pgoff[8];	/* by role; 0: of the proposal */
-	u64 scratch[32];
+	u64 scratch[32];	/* what is read at the moment: a merge struct, a tree's node, a VMA */
 	u64 cells[17 * 8];
 };
 
@@ -64,7 +64,7 @@ static __always_inline void add_aside(struct decision *d, u64 tag, u64 uffd, u64
 
 static __always_inline void add_neighbour(struct decision *d, u64 role, u64 vma)
 {
-	u64 v[VMA_READ_SIZE / 8], *cell, ops;
+	u64 *v = d->scratch, *cell, ops;
 
 	if (bpf_probe_read_kernel(v, VMA_READ_SIZE, (void *)vma)) {
 		d->bits |= PROPOSAL_UNREADABLE;
