@@ -90,13 +90,24 @@ static __always_inline int returned(u64 answer)
 	return 0;
 }
 
+/*
+ * vm_area_free() ends in a jump to kmem_cache_free(), which takes the address that it would return to for its caller. A
+ * probe on its return stands there itself, and the operations layer would no longer see who frees a VMA: it is told at
+ * the call.
+ */
+static __always_inline int answered_at_once(void)
+{
+	return PARAMETER(WHAT) == DECISION_VMA_FREE ? returned(0) : 0;
+}
+
 /* By trampoline: the context is the arguments, at the return with the answer behind them. */
 int enter_function(u64 *ctx)
 {
 	u64 args[ARGUMENTS] = {};
 
 	bpf_probe_read_kernel(args, PARAMETER(ARGUMENT_BYTES) & 127, ctx);
-	return called(args);
+	called(args);
+	return answered_at_once();
 }
 
 int leave_function(u64 *ctx)
@@ -113,7 +124,8 @@ int enter_kprobe(u64 *ctx)
 	u64 args[ARGUMENTS] = {};
 
 	compat_read_arguments((u64)ctx, args);
-	return called(args);
+	called(args);
+	return answered_at_once();
 }
 
 int leave_kprobe(u64 *ctx)

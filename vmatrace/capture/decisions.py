@@ -28,6 +28,7 @@ Way = Literal["fentry", "kprobe"]
 WAYS: tuple[Way, ...] = ("fentry", "kprobe")
 
 _TRIAL = "__split_vma"
+_AT_THE_CALL = ("VMA_FREE",)  # told at once, their return is not probed: bpf/decisions/answer.c says why
 _MOVE_NUMBER = 0xB7  # "register = number", one instruction
 
 
@@ -157,11 +158,12 @@ class Decisions:
         programs: list[int] = []
         fds: list[int] = []
         try:
-            for side in ("enter", "leave"):  # the call's first: a return without its call is passed over
+            # The return first: no call is begun that would not be ended, a return without its call is passed over.
+            sides = ("enter",) if probe.what in _AT_THE_CALL else ("leave", "enter")
+            for side in sides:
                 programs.append(self._load(probe, way, side, values))
             attach = _attach_trampoline if way == "fentry" else _attach_kprobe
-            # Armed in the other order: no call is begun that would not be ended.
-            for side, program in (("leave", programs[1]), ("enter", programs[0])):
+            for side, program in zip(sides, programs, strict=True):
                 fds.append(attach(probe, program, side))
         except OSError:
             for fd in [*fds, *programs]:
