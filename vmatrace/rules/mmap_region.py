@@ -165,7 +165,7 @@ def _make(kernel: Kernel, mapping: Mapping, hook: FileGiven | None) -> Vma:
 @rule("shared_anon_file", "shmem_zero_setup")
 def shared_memory_gets_a_file(kernel: Kernel, mapping: Mapping) -> bool:
     """A shared anonymous mapping gets its own shmem file, after the merge test: two calls never merge."""
-    mapping.file, mapping.kind, mapping.anonymous = ("shmem", kernel.space.fresh()), "shmem", False
+    mapping.file, mapping.kind, mapping.anonymous = ("shmem", kernel.space.fresh()), "shmem_anon", False
     return True
 
 
