@@ -14,7 +14,7 @@ from vmatrace.errors import EXIT_OK, UsageError
 from vmatrace.ingest import Trace
 from vmatrace.replay import Refusals
 from vmatrace.report.adoption import adoption_lines
-from vmatrace.report.events import render_event
+from vmatrace.report.events import Older, render_event
 from vmatrace.report.refusals import RefusalSummary
 from vmatrace.timeline import adoption, event_columns, iter_events
 
@@ -53,9 +53,9 @@ def command(
     elif format is Format.csv:
         common.print_csv(event_columns(), events)
     else:
-        summary = RefusalSummary()
+        summary, older = RefusalSummary(), Older()
         for event in events:
-            print(render_event(event))
+            print(render_event(event, older))
             summary.add(event)
         for line in summary.lines():
             print(line)

@@ -6,13 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from vmatrace.errors import escape
+from vmatrace.timeline.document import FIRST_OLDER
 
 
-def render_event(event: dict[str, Any]) -> str:
-    """One event on one line: when, who, what, and the call it happened in."""
+Older = dict[int, str]
+"""Names of the VMA objects that are older than the trace, in the order in which they are told of: old1, old2..."""
+
+
+def render_event(event: dict[str, Any], older: Older) -> str:
+    """One event on one line: when, who, what, and the call it happened in. Names are added to ``older``."""
     op = f"#{event['op']}" if event["op"] is not None else ""
     who = f"{event['pid']}" + (f"/{event['tid']}" if event["tid"] != event["pid"] else "")
-    words = [f"{event['time'] / 1e9:12.6f}", f"{who:<8}", f"{op:<7}", f"{event['kind']:<8}", _what(event)]
+    words = [f"{event['time'] / 1e9:12.6f}", f"{who:<8}", f"{op:<7}", f"{event['kind']:<8}", _what(event, older)]
     if event["kind"] not in ("anon_vma", "fork", "exec", "exit"):
         words.append("in " + _call(event))
     if event["text"]:
@@ -22,23 +27,29 @@ def render_event(event: dict[str, Any]) -> str:
     return " ".join(word for word in words if word).rstrip()
 
 
-def _what(event: dict[str, Any]) -> str:
-    kind = event["kind"]
+def _object(identity: int | None, older: Older) -> str:
+    if identity is None or identity < FIRST_OLDER:
+        return str(identity or "")
+    return older.setdefault(identity, f"old{len(older) + 1}")
+
+
+def _what(event: dict[str, Any], older: Older) -> str:
+    kind, name = event["kind"], _object(event["object"], older)
     where = f"{event['start']:x}-{event['end']:x}" if event["start"] is not None else ""
     if kind == "split":
         cut = f"at {event['address']:x}" if event["address"] is not None else ""
-        side = f"new object {event['new']} {event['new_side']}" if event["new_side"] else ""
-        return f"{cut} of {event['object']}, {side}"
+        side = f"new object {_object(event['new'], older)} {event['new_side']}" if event["new_side"] else ""
+        return f"{cut} of {name}, {side}"
     if kind == "merge":
-        victims = ", ".join(str(victim) for victim in event["victims"])
-        return f"{where} {event['side'] or ''} survivor {event['object']}" + (f" victims {victims}" if victims else "")
+        victims = ", ".join(_object(victim, older) for victim in event["victims"])
+        return f"{where} {event['side'] or ''} survivor {name}" + (f" victims {victims}" if victims else "")
     if kind in ("mmap_prepare", "compat_mmap"):
         return f"{where} {_hook(event)}".strip()
     if kind in ("merge_attempt", "merge_refused"):
         return f"{where} by {event['function']}" if event["function"] else f"{where} (inferred)"
     if kind == "error":
         return str(event["errno"])
-    return f"{where} {event['object'] or ''}".strip()
+    return f"{where} {name}".strip()
 
 
 def _hook(event: dict[str, Any]) -> str:

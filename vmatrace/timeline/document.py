@@ -11,8 +11,9 @@ from vmatrace.timeline.space import Difference, Snapshot
 from vmatrace.vma import Vma, flag_names
 
 SCHEMA: Final = 1
-_EXACT: Final = (1 << 52) - 1
-"""Opaque ids are shown with so many bits: the readers of JSON that know only doubles keep them exact."""
+FIRST_OLDER: Final = 1 << 52
+"""Ids of objects that are older than the trace are shown from here on; below 2**53, which every reader of JSON keeps
+exact."""
 
 
 def short_id(identity: object) -> int | None:
@@ -20,8 +21,8 @@ def short_id(identity: object) -> int | None:
     if not isinstance(identity, int):
         return None
     if identity >= UNBORN:
-        return identity & _EXACT | _EXACT + 1
-    return identity >> 12 if identity > _EXACT else identity
+        return identity & FIRST_OLDER - 1 | FIRST_OLDER
+    return identity >> 12 if identity >= FIRST_OLDER else identity
 
 
 def escape_path(path: str) -> str:
