@@ -3,6 +3,7 @@ spaces."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
@@ -28,7 +29,7 @@ EVENT_KINDS: Final = {
     "compat_mmap": "mmap_prepare was called for a stacked file, by the compatibility layer",
     "merge_attempt": "the kernel tried to merge (decisions layer; only where it is asked for)",
     "merge_refused": "what merged with no neighbour, and why; else inferred (only where it is asked for)",
-    "anon_vma": "a VMA of this address space gained an anon_vma (which one is not told)",
+    "anon_vma": "a VMA of this address space gained an anon_vma (which one the decisions layer tells)",
     "fork": "an address space was born as a copy",
     "exec": "an address space was born for a new program",
     "exit": "an address space ended",
@@ -149,14 +150,31 @@ def _candidates(trace: Trace, wanted: set[str]) -> Any:
 def _gains(trace: Trace, pid: int | None) -> list[tuple[int, dict[str, Any]]]:
     faults = trace.records.faults
     spaces = None if pid is None else {space.id for space in trace.spaces_of(pid)}
+    prepared = _prepared(trace)
     found = []
     for index, time, space, tid in zip(
         *(faults[name].tolist() for name in ("index", "time", "space", "tid")), strict=True
     ):
         if spaces is None or space in spaces:
             owner = trace.spaces[space].pid if space in trace.spaces else None
-            found.append((index, _event(trace, time, owner, tid, space, None, "anon_vma", "fault")))
+            event = _event(trace, time, owner, tid, space, None, "anon_vma", "fault")
+            entered, made = prepared.get(tid, ((), ()))
+            at = bisect_right(entered, time) - 1
+            if at >= 0 and time <= made[at].time:
+                event["start"], event["end"] = made[at].rows["source"][:2]
+            found.append((index, event))
     return sorted(found, key=lambda item: item[0])
+
+
+def _prepared(trace: Trace) -> dict[int, tuple[list[int], list[Decision]]]:
+    """By task, when it gave which VMAs an anon_vma, in order; nothing without the decisions layer."""
+    found: dict[int, tuple[list[int], list[Decision]]] = {}
+    for made in trace.decisions:
+        if made.what == "ANON_PREPARE" and "source" in made.rows:
+            entered, all_made = found.setdefault(made.tid, ([], []))
+            entered.append(made.entered)
+            all_made.append(made)
+    return found
 
 
 def _events_of(operation: Operation, trace: Trace) -> Iterator[dict[str, Any]]:
