@@ -319,7 +319,7 @@ _COMPARED: Final = ("start", "end", "flags", "pgoff", "file", "uffd", "policy", 
 
 def _changes(sections: Table) -> Array:
     """Whether each section changed a VMA: by its evidence, or by its rows before and after."""
-    changed = np.where(np.diff(sections.offsets("evidence")) > 0, CHANGED, UNCHANGED).astype(np.uint8)
+    changed = np.where(_left_a_trace(sections), CHANGED, UNCHANGED).astype(np.uint8)
     quiet = (changed == UNCHANGED) & (sections["op_class"] != _OP_FORK) & (sections["kind"] == 1)
     nb, na = np.diff(sections.offsets("before")), np.diff(sections.offsets("after"))
     changed[quiet & ~_walked(sections, "before")] = UNTOLD
@@ -342,6 +342,18 @@ def _changes(sections: Table) -> Array:
     for number in np.unique(owner[differs]).tolist():
         changed[number] = _differs(sections, number)
     return changed
+
+
+def _left_a_trace(sections: Table) -> Array:
+    """Whether the evidence of each section tells of a change: VMAs born and freed again at once are none."""
+    what, offsets = sections.child("evidence")["what"], sections.offsets("evidence")
+    owner = np.repeat(np.arange(sections.rows), np.diff(offsets))
+    balance = np.zeros(sections.rows, np.int64)
+    balance += np.bincount(owner[(what == ALLOC) | (what == DUP)], minlength=sections.rows)
+    balance -= np.bincount(owner[what == FREED], minlength=sections.rows)
+    kept = (what == STORE) | (what == MERGED) | (what == UNMAPPED)
+    found: Array = (balance != 0) | (np.bincount(owner[kept], minlength=sections.rows) > 0)
+    return found
 
 
 def _walked(sections: Table, side: str) -> Array:

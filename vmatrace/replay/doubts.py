@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from errno import EINVAL
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,8 @@ LOST_WITHIN: Final = "records were lost while it ran"
 UNKNOWN_STATE: Final = "the address space is not known here"
 UNDESCRIBED: Final = "a mapped file is not described in the trace"
 _FILE_DOUBT: Final = "records were lost since this file was described"
+_FORKED_UFFD: Final = "whether a userfaultfd follows its VMAs through a fork is not in the trace"
+_DRIVER: Final = "whether the driver lets its mappings be split is not in the trace"
 _LIMIT_DOUBT: Final = "a lost record may have changed the limits of the process"
 
 # errnos that resource limits, capabilities, protection keys taken or the personality decide.
@@ -43,6 +46,10 @@ class Losses:
 def excuse(judge: Judge) -> str:
     """Why a difference found in an operation proves nothing, or ""."""
     files, losses = judge.all.files, judge.all.losses
+    if judge.state.forked_uffd and _follows_a_fork(judge):
+        return _FORKED_UFFD
+    if _refused_by_driver(judge):
+        return _DRIVER
     first, last = judge.seen.first_index, judge.seen.last_index
     if losses is None or not losses.between(-1, last):
         return ""
@@ -64,11 +71,29 @@ def excuse(judge: Judge) -> str:
     return _LIMIT_DOUBT if _by_limits(judge, touched) else ""
 
 
+def _follows_a_fork(judge: Judge) -> bool:
+    """Whether VMAs copied by a fork kept their userfaultfd: UFFD_FEATURE_EVENT_FORK is in no record."""
+    lo, hi = judge.span()
+    seen = judge.seen.before_in(lo, hi) + judge.seen.after_in(lo, hi)
+    return any(vma.uffd is not None and judge.state.was_registered(vma) for vma in seen)
+
+
+def _refused_by_driver(judge: Judge) -> bool:
+    """Whether a call failed with EINVAL, changed nothing, and a driver may have refused to split its mapping."""
+    call = judge.seen.call
+    if call is None or call.result != -EINVAL or judge.seen.changed or judge.before:
+        return False
+    lo, hi = judge.span()
+    return any(judge.all.files.may_refuse_splits(vma.file) for vma in judge.seen.before_in(lo, hi))
+
+
 def _by_limits(judge: Judge, touched: Sequence[Vma]) -> bool:
     """Whether limits, the personality or protection keys that no record tells may have decided."""
     result, call = judge.result, judge.seen.call
     if result is not None and result.errno in _OF_LIMITS:
         return True
+    if judge.seen.name == "brk" and result is not None and call is not None and call.result != result.ret:
+        return True  # brk has no errno: it gives the old break
     if call is not None and -4096 < call.result < 0 and errno_name(call.result) in _OF_LIMITS:
         return True
     # READ_IMPLIES_EXEC, or an execute-only key.

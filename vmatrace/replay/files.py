@@ -185,6 +185,16 @@ class Files:
         """Whether the trace says what file this is; what the model made itself it knows."""
         return type(identity) is not int or self.info(identity) is not None
 
+    def can_be_used(self, identity: int) -> bool:
+        """Whether a descriptor of this file serves for more than its path (O_PATH), as far as is known."""
+        info = self.info(identity)
+        return info is None or bool(info.bits & (FILE_BITS["FILE_READ"] | FILE_BITS["FILE_WRITE"]))
+
+    def may_refuse_splits(self, identity: Hashable) -> bool:
+        """Whether a mapping of this file may have a vm_ops->may_split that no record tells of."""
+        info = self.info(identity) if type(identity) is int else None
+        return info is not None and not (info.regular or info.magic in _ORDINARY or info.private_zero)
+
     def described(self, identity: Hashable) -> int:
         """Where the description stands among all records."""
         info = self.info(identity) if type(identity) is int else None

@@ -108,6 +108,7 @@ def _copy(judge: Judge) -> Child:
     child.counters_known = state.counters_known
     child.inherited = state.credits + state.inherited
     child.guards = list(state.guards)
+    child.forked_uffd = [vma[:2] for vma in state.space if vma.uffd is not None]
     child.lossy = state.lossy
     child.execute_pkey = state.execute_pkey
     child.soft_dirty_unknown = state.soft_dirty_unknown

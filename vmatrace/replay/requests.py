@@ -216,7 +216,7 @@ def _file_of_failed_map(flags: int, asked: Asked) -> FileGiven | None:
     Where it is not known: one that passes every test of a file.
     """
     if not flags & MAP_ANONYMOUS:
-        if not asked.file and asked.result == -_EBADF:
+        if asked.result == -_EBADF and not (asked.file and asked.files.can_be_used(asked.file)):
             return None
         given = asked.files.opened(asked.file)
         if given is not None:

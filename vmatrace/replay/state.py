@@ -72,7 +72,7 @@ class SpaceState:
     """One address space: the model, the mm's fields, and what is not known of it."""
 
     __slots__ = (
-        "bound", "counters_known", "credits", "execute_pkey", "guards", "history", "homes", "inherited",
+        "bound", "counters_known", "credits", "execute_pkey", "forked_uffd", "guards", "history", "homes", "inherited",
         "kernel",
         "lossy", "mm", "pid",
         "seq", "soft_dirty_unknown", "space", "unknown",
@@ -96,6 +96,8 @@ class SpaceState:
         self.bound: dict[Hashable, Hashable] = {}
         #: Where each anon_vma was seen last.
         self.homes: dict[Hashable, int] = {}
+        #: Ranges that had a userfaultfd in the parent when this space was copied.
+        self.forked_uffd: list[Interval] = []
         #: Ranges of MADV_GUARD_INSTALL calls.
         self.guards: list[Interval] = []
         self.soft_dirty_unknown = False
@@ -130,6 +132,10 @@ class SpaceState:
         watched = type(self.space) is WatchedSpace
         if watched != bool(self.unknown):
             self.space = self.space.with_class(TracedSpace if watched else WatchedSpace)
+
+    def was_registered(self, vma: Vma) -> bool:
+        """Whether a VMA lies where the parent had one with a userfaultfd when this space was copied."""
+        return any(lo < vma.end and vma.start < hi for lo, hi in self.forked_uffd)
 
     def is_known(self, lo: int, hi: int) -> bool:
         """Whether all of ``[lo, hi)`` is known."""

@@ -113,7 +113,8 @@ def _lock(kernel: Kernel, start: int, length: int, bits: int) -> int:
 
 def _note_unsure_populate(kernel: Kernel, start: int, end: int) -> None:
     """Populating may fail on guard regions, under a userfaultfd and past the end of a file: no rule knows
-    the pages."""
+    the pages. It stops where a fatal signal waits."""
+    kernel.maybe_errnos.add("EINTR")
     # Before guard regions had a flag, any VMA that has an anon_vma may hide some.
     hidden = kernel.has("guard_regions") and not kernel.has("sticky_flags")
     for vma in kernel.space.overlapping(start, end):
