@@ -8,7 +8,6 @@ from typing import Any
 from vmatrace.errors import escape
 from vmatrace.timeline.document import FIRST_OLDER
 
-
 Older = dict[int, str]
 """Names of the VMA objects that are older than the trace, in the order in which they are told of: old1, old2..."""
 
