@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
 /* Snapshots of running processes: one run per VMA, the mmap lock held for reading. */
 
+struct vma_words {
+	u64 word[VMA_READ_SIZE / 8 + 1];
+};
+
+BPF_PERCPU_ARRAY(iterated_vma, struct vma_words, 1);	/* not on the stack, which `out` nearly fills */
+
 struct bpf_iter__task_vma {
 	u64 meta, task, vma;
 };
@@ -8,12 +14,16 @@ struct bpf_iter__task_vma {
 int bpf_iter__task_vma(struct bpf_iter__task_vma *ctx)
 {
 	u64 meta = ctx->meta, task = ctx->task, vma = ctx->vma, seq, mm, file;
-	u64 out[24] = {}, v[VMA_READ_SIZE / 8];
+	u64 out[24] = {}, *v;
+	struct vma_words *words;
 	u32 tgid, tid;
 	struct space *s;
+	int zero = 0;
 
-	if (!task || !vma)
+	words = iterated_vma.lookup(&zero);
+	if (!task || !vma || !words)
 		return 0;
+	v = words->word;
 	tgid = read_half(task + OFF_task_tgid);
 	tid = read_half(task + OFF_task_pid);
 	if (!traced_tgids.lookup(&tgid) && !setting(SETTING_ALL))
