@@ -395,6 +395,16 @@ def test_a_function_without_a_description_is_not_guessed_at() -> None:
     assert plan["MMAP_PREPARE"].name, "a hook has one argument only"
 
 
+def test_a_hook_that_only_btf_knows_is_missed() -> None:
+    kernel = kernel_7_1()
+    kernel.func("shmem_mmap_prepare", [("desc", kernel.ptr(0))])
+    hooks = [probe for probe in decisions_plan(parsed(kernel), ["ext4_file_mmap_prepare"]) if probe.what == "MMAP_PREPARE"]
+    assert [(probe.name, probe.wanted) for probe in hooks] == [
+        ("ext4_file_mmap_prepare", ("ext4_file_mmap_prepare",)),
+        ("", ("shmem_mmap_prepare",)),
+    ]
+
+
 def test_an_exact_symbol_is_preferred_to_a_suffixed_one() -> None:
     for symbols in (["vma_expand", "vma_expand.isra.0"], ["vma_expand.isra.0", "vma_expand"]):
         (probe,) = [probe for probe in decisions_plan(None, symbols) if probe.name == "vma_expand"]

@@ -135,11 +135,11 @@ def decisions_plan(btf: Btf | None, symbols: Iterable[str]) -> tuple[Probe, ...]
             continue
         if name or not function.needs or btf is None or btf.find_struct(function.needs):
             probes.append(_probe(function, name, function.wanted, by_base, described))
-    hooks = mmap_prepare_hooks(by_base)
+    hooks = mmap_prepare_hooks((*by_base, *described))
     if not hooks and btf is not None and btf.find_struct(_HOOKS) is None:
         return tuple(probes)
-    for name in hooks or ("",):
-        probes.append(_probe(_HOOK, name, (name,) if name else _HOOK.wanted, by_base, described))
+    for hook in hooks or _HOOK.wanted:
+        probes.append(_probe(_HOOK, hook if hook in by_base else "", (hook,), by_base, described))
     return tuple(probes)
 
 
