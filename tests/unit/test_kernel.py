@@ -398,8 +398,8 @@ def test_a_function_without_a_description_is_not_guessed_at() -> None:
 def test_a_hook_that_only_btf_knows_is_missed() -> None:
     kernel = kernel_7_1()
     kernel.func("shmem_mmap_prepare", [("desc", kernel.ptr(0))])
-    hooks = [probe for probe in decisions_plan(parsed(kernel), ["ext4_file_mmap_prepare"]) if probe.what == "MMAP_PREPARE"]
-    assert [(probe.name, probe.wanted) for probe in hooks] == [
+    plan = decisions_plan(parsed(kernel), ["ext4_file_mmap_prepare"])
+    assert [(probe.name, probe.wanted) for probe in plan if probe.what == "MMAP_PREPARE"] == [
         ("ext4_file_mmap_prepare", ("ext4_file_mmap_prepare",)),
         ("", ("shmem_mmap_prepare",)),
     ]
