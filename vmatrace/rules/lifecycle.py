@@ -6,12 +6,14 @@ from __future__ import annotations
 from vmatrace.kernel import Commit
 from vmatrace.rules.accounting import stat_account
 from vmatrace.rules.context import Kernel
+from vmatrace.rules.merge import tree_is_out_of_memory
 from vmatrace.rules.model import Copy, MmState, New, Operation, Unmap
 from vmatrace.rules.registry import rule
 from vmatrace.rules.steps import expand_vma, shrink_vma
 from vmatrace.vma import (
     ACCOUNT,
     DONTCOPY,
+    EXEC,
     GROWSDOWN,
     LOCKED_MASK,
     MAY_ALL,
@@ -116,7 +118,8 @@ def first_stack_flags(kernel: Kernel) -> int:
     """exec's first stack page lies below STACK_TOP_MAX, with RAND_READ and SEQ_READ as marks of being
     unfinished."""
     dirty = SOFTDIRTY if kernel.limits.config.soft_dirty else 0
-    return READ | WRITE | MAY_ALL | GROWSDOWN | ACCOUNT | RAND_READ | SEQ_READ | dirty
+    executable = EXEC if kernel.limits.read_implies_exec else 0
+    return READ | WRITE | MAY_ALL | GROWSDOWN | ACCOUNT | RAND_READ | SEQ_READ | dirty | executable
 
 
 def create_init_stack(kernel: Kernel, operation: Operation) -> int:
@@ -124,10 +127,11 @@ def create_init_stack(kernel: Kernel, operation: Operation) -> int:
     free)."""
     top, page = operation.args["top"], kernel.limits.page_size
     start = top - page
-    if not kernel.space.is_free(start, top):
+    if not kernel.space.is_free(start, top) or tree_is_out_of_memory(kernel):
         kernel.fail("ENOMEM")
-    vma = Vma(start, top, first_stack_flags(kernel) or 0, start >> kernel.shift, obj=kernel.space.fresh())
-    kernel.add(vma)
+    pgoff = start >> kernel.shift
+    vma = Vma(start, top, first_stack_flags(kernel) or 0, pgoff, obj=kernel.space.fresh())
+    vma = kernel.add(vma._replace(anon_pgoff=pgoff) if kernel.has("anon_pgoff") else vma)
     kernel.mm.total_vm += 1
     kernel.mm.stack_vm += 1
     kernel.effects.append(New(vma.obj, start, top))

@@ -105,7 +105,7 @@ def _expand_over(kernel: Kernel, proposal: Proposal, prev: Vma | None, next: Vma
     return survivor
 
 
-@rule("prealloc_fails", "commit_merge, __split_vma, vma_link (vma_iter_prealloc)")
+@rule("prealloc_fails", "commit_merge, __split_vma, vma_link, expand_downwards (vma_iter_prealloc)")
 def tree_is_out_of_memory(kernel: Kernel) -> bool:
     """The tree node is preallocated before anything changes, so out of memory there changes nothing."""
     return kernel.limits.config.fail_prealloc

@@ -6,6 +6,7 @@ from __future__ import annotations
 from vmatrace.rules.accounting import charge_is_refused, lock_limit_is_reached, may_expand
 from vmatrace.rules.anon_vma import prepare_anon_vma
 from vmatrace.rules.context import Kernel
+from vmatrace.rules.merge import tree_is_out_of_memory
 from vmatrace.rules.model import Grow, Operation
 from vmatrace.rules.registry import rule
 from vmatrace.rules.steps import count_growth
@@ -44,6 +45,8 @@ def expand_stack(kernel: Kernel, operation: Operation) -> int:
     if address < kernel.limits.mmap_min_addr:
         kernel.fail("EPERM")
     if neighbour_is_too_near(kernel, vma, address):
+        kernel.fail("ENOMEM")
+    if tree_is_out_of_memory(kernel):
         kernel.fail("ENOMEM")
     if growth_needs_anon_vma(kernel, vma):
         vma = prepare_anon_vma(kernel, vma)
