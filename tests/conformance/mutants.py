@@ -55,7 +55,9 @@ class Mutant:
 
     def touches(self, called: Collection[tuple[str, str]]) -> bool:
         """Whether code that called these functions of rules ran through the change."""
-        return not self.definition or (self.module, self.definition) in called
+        if not self.definition or self.definition[0].isupper():  # a module's or a class's own line
+            return True
+        return (self.module, self.definition) in called
 
     def __str__(self) -> str:
         return f"{self.module}.py:{self.line} {self.definition}\n    - {self.before}\n    + {self.after}"

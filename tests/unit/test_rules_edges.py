@@ -1,17 +1,15 @@
-"""Borders of the rules that no call of a program reaches, each with the kernel's own condition as the source."""
+"""Borders of the other rules that no call of a program reaches, with the kernel's own condition as the source."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from vmatrace.kernel import rule_set
-from vmatrace.rules.anon_vma import _compatible, populate_writes, write_fault_needs_anon_vma
-from vmatrace.rules.context import Kernel
-from vmatrace.rules.copy import copy_vma
+from tests.layouts import ANON_FIXED, NONE, PAGE, RO, RW, kernel, run, vma
 from vmatrace.rules.hooks import Mapping
 from vmatrace.rules.ksm import flag_is_set_before_merge
 from vmatrace.rules.lifecycle import userfaultfd_is_lost
-from vmatrace.rules.merge_old import _two_anon_vmas
 from vmatrace.rules.mmap import check_picked, free_hint_is_honoured, offset_is_past_any_file
 from vmatrace.rules.split import PUD_SIZE, _unshares
 from vmatrace.simulator import (
@@ -20,22 +18,19 @@ from vmatrace.simulator import (
     FileGiven,
     ImpossibleInput,
     Limits,
-    Merge,
     MmState,
-    Operation,
-    Result,
     Unmodelled,
-    apply,
+    counters_of,
 )
 from vmatrace.vma import (
     ACCOUNT,
     DONTDUMP,
     DONTEXPAND,
+    EXEC,
     GROWSDOWN,
     HUGETLB,
     LOCKED,
     MAY_ALL,
-    MAYBE_GUARD,
     MAYSHARE,
     NOHUGEPAGE,
     RAND_READ,
@@ -46,33 +41,7 @@ from vmatrace.vma import (
     SOFTDIRTY,
     WRITE,
     Vma,
-    parse_flags,
 )
-
-PAGE = 4096
-RW = parse_flags(["READ", "WRITE", "MAYREAD", "MAYWRITE", "MAYEXEC"])
-RO = parse_flags(["READ", "MAYREAD", "MAYWRITE", "MAYEXEC"])
-PLAIN = Limits(config=Config(soft_dirty=False))
-ANON_FIXED = 0x32
-
-
-def vma(start: int, end: int, flags: int = RW, **more: object) -> Vma:
-    made = Vma(start * PAGE, end * PAGE, flags, start, obj=start)
-    return made._replace(**more)  # type: ignore[arg-type]
-
-
-def kernel(
-    rules: str = "7.3", vmas: tuple[Vma, ...] = (), limits: Limits = PLAIN, off: tuple[str, ...] = (), **inputs: object
-) -> Kernel:
-    return Kernel(AddressSpace(vmas), MmState(map_count=len(vmas)), rule_set(rules), limits, off, inputs)
-
-
-def run(
-    rules: str, vmas: list[Vma], call: str, args: dict[str, int], limits: Limits = PLAIN, mm: MmState | None = None,
-    off: tuple[str, ...] = (), **inputs: object,
-) -> Result:  # fmt: skip
-    return apply(AddressSpace(vmas), Operation(call, args, inputs), rule_set(rules), mm, limits, off)
-
 
 # --- what calls return ---
 
@@ -121,193 +90,7 @@ def test_arguments_left_out_are_zero(call: str, args: dict[str, int], left_out: 
     assert (full.errno, full.ret, list(full.space)) == (bare.errno, bare.ret, list(bare.space))
 
 
-# --- whose anon_vma (mm/mmap.c and mm/rmap.c: anon_vma_compatible, reusable_anon_vma) ---
-
-LOW, HIGH = vma(0, 2), vma(2, 4, anon_vma="a")
-
-
-@pytest.mark.parametrize(
-    ("lower", "upper", "fits"),
-    [
-        (LOW, HIGH, True),
-        (LOW, vma(3, 5), False), (LOW, vma(1, 5), False),
-        (LOW, vma(2, 4, policy="p"), False), (LOW, vma(2, 4, file="f"), False), (vma(0, 2, policy="p"), HIGH, False),
-        (LOW, vma(2, 4, RO), True), (LOW, vma(2, 4, RW | SOFTDIRTY), True), (LOW, vma(2, 4, RW | ACCOUNT), False),
-        (LOW, vma(2, 4, pgoff=3), False), (LOW, vma(2, 4, pgoff=1), False),
-        (LOW, vma(2, 4, anon_pgoff=9), True), (vma(0, 2, anon_pgoff=9), HIGH, True),
-        (vma(0, 2, anon_pgoff=0), vma(2, 4, anon_pgoff=2), True),
-        (vma(0, 2, anon_pgoff=0), vma(2, 4, anon_pgoff=3), False),
-        (vma(0, 2, anon_pgoff=0), vma(2, 4, anon_pgoff=1), False),
-        (vma(0, 2, anon_pgoff=5), vma(2, 4, anon_pgoff=3), False),
-    ],
-)  # fmt: skip
-def test_neighbours_that_may_share_an_anon_vma(lower: Vma, upper: Vma, fits: bool) -> None:
-    assert _compatible(kernel(), lower, upper) is fits
-
-
-def test_guard_flags_are_passed_over_where_they_stick() -> None:
-    guarded = vma(2, 4, RW | MAYBE_GUARD, anon_vma="a")
-    assert _compatible(kernel("6.19"), LOW, guarded)
-    assert not _compatible(kernel("6.18"), LOW, guarded)
-    assert _compatible(kernel("6.18"), LOW, HIGH)
-    # READ, WRITE and EXEC are passed over, no other bit is.
-    assert not _compatible(kernel("6.18"), LOW, vma(2, 4, RW | NOHUGEPAGE))
-
-
-def test_only_a_private_page_that_is_written_needs_an_anon_vma() -> None:
-    shared, has = vma(0, 2, RW | SHARED), vma(0, 2, anon_vma="a")
-    answers = [bool(write_fault_needs_anon_vma(kernel(), each, True)) for each in (LOW, shared, has)]
-    assert answers == [True, False, False]
-    assert not write_fault_needs_anon_vma(kernel(), LOW, False)
-    assert not write_fault_needs_anon_vma(kernel(), shared, False)
-    layouts = (LOW, shared, has, vma(0, 2, RO), vma(0, 2, RO | SHARED), vma(0, 2, RW | HUGETLB), vma(0, 2, WRITE))
-    assert [populate_writes(kernel(), each) for each in layouts] == [True, False, False, False, False, False, True]
-
-
-def test_populating_reaches_its_range_only() -> None:
-    layout = [vma(0, 2), vma(2, 4, RO), vma(4, 6), vma(6, 8, RW | SHARED)]
-    after = run("7.3", layout, "populate", {"addr": PAGE, "len": 2 * PAGE}).space
-    assert [each.anon_vma is not None for each in after] == [True, False, False, False]
-    assert run("7.3", [vma(0, 2)], "fault", {"address": 0}).count(Merge) == 0
-    for write, gains in ((None, True), (1, True), (0, False)):
-        args = {"address": 0} if write is None else {"address": 0, "write": write}
-        assert (next(iter(run("7.3", [vma(0, 2)], "fault", args).space)).anon_vma is not None) is gains
-
-
-@pytest.mark.parametrize("child", [True, False])
-def test_a_fork_childs_anon_vma_is_not_shared(child: bool) -> None:
-    for other in (vma(2, 4, anon_vma="a", forked=child), None):
-        layout = [vma(0, 2)] + ([other] if other else [])
-        after = next(iter(run("6.18", layout, "fault", {"address": 0}).space)).anon_vma
-        assert (after == "a") is (other is not None and not child)
-    below = [vma(0, 2, anon_vma="a", forked=child), vma(2, 4)]
-    assert (list(run("6.18", below, "fault", {"address": 2 * PAGE}).space)[1].anon_vma == "a") is not child
-
-
-# --- copy_vma ---
-
-
-def test_what_copy_vma_answers() -> None:
-    source = vma(4, 6)
-    for at, below, alone in ((6, 4, False), (2, 2, False), (20, 20, True)):
-        under = kernel(vmas=(source,))
-        made, left = copy_vma(under, source, at * PAGE, 2 * PAGE, at)
-        assert made.start == below * PAGE
-        assert (made == left) is not alone
-        assert left in (source, made)
-    # Merged with another than the source: the source stays.
-    for at, neighbour in ((6, vma(8, 10)), (12, vma(10, 12)), (2, vma(0, 2))):
-        faulted = vma(4, 6, anon_vma="a", pgoff=at) if at != 12 else vma(4, 6, pgoff=4)
-        under = kernel(vmas=tuple(sorted((faulted, neighbour))))
-        made, left = copy_vma(under, faulted, at * PAGE, 2 * PAGE, faulted.pgoff)
-        assert left == faulted
-        assert made != faulted
-
-
-def test_copy_vma_looks_at_the_vma_that_begins_where_it_ends() -> None:
-    source, gap, near = vma(20, 22), vma(3, 5), vma(2, 4)
-    under = kernel(vmas=(gap, source))
-    made, _ = copy_vma(under, source, 0, 2 * PAGE, 0)
-    assert (made.start, made.end) == (0, 2 * PAGE)
-    under = kernel(vmas=(near, source))
-    made, _ = copy_vma(under, source, 0, 2 * PAGE, 0)
-    assert (made.start, made.end) == (0, 4 * PAGE)
-
-
-def test_the_second_offset_moves_with_the_first() -> None:
-    source = vma(20, 24, file="f", anonymous=False, anon_vma="a", pgoff=7, anon_pgoff=20)
-    under = kernel(vmas=(source,))
-    made, _ = copy_vma(under, source, 40 * PAGE, 2 * PAGE, 9)
-    assert (made.pgoff, made.anon_pgoff) == (9, 22)
-
-
-def test_a_source_that_must_stay_is_nobodys_neighbour() -> None:
-    # 838bb60dc215 (in v7.3); its backports to kernels before v6.12 try no merge at all where the two touch.
-    for rules in ("7.3", "6.1+no_dontunmap_self_merge"):
-        source, other = vma(4, 6), vma(0, 2)
-        under = kernel(rules, (other, source))
-        made, _ = copy_vma(under, source, 2 * PAGE, 2 * PAGE, 2, True)
-        assert ((made.start, made.end) == (0, 4 * PAGE)) is (rules == "7.3")
-        under = kernel(rules, (source, vma(8, 10)))
-        made, _ = copy_vma(under, source, 6 * PAGE, 2 * PAGE, 6, True)
-        assert ((made.start, made.end) == (6 * PAGE, 10 * PAGE)) is (rules == "7.3")
-        under = kernel(rules, (other, vma(8, 10), vma(20, 22)))
-        made, _ = copy_vma(under, vma(20, 22), 2 * PAGE, 2 * PAGE, 2, True)
-        assert (made.start, made.end) == (0, 4 * PAGE)
-        under = kernel(rules, (vma(8, 10), vma(20, 22)))
-        made, _ = copy_vma(under, vma(20, 22), 6 * PAGE, 2 * PAGE, 6, True)
-        assert (made.start, made.end) == (6 * PAGE, 10 * PAGE)
-    under = kernel("7.3", (vma(0, 2),))
-    assert copy_vma(under, vma(0, 2), 2 * PAGE, 2 * PAGE, 2)[0].end == 4 * PAGE
-
-
-# --- what a merge says of itself ---
-
-MERGES = [
-    ([vma(0, 2)], "merge_new", (2, 4), Merge("left", 0, ())),
-    ([vma(4, 6)], "merge_new", (2, 4), Merge("right", 4, ())),
-    ([vma(0, 2), vma(4, 6)], "merge_new", (2, 4), Merge("both", 0, (4,))),
-    ([vma(0, 2), vma(2, 4, RO)], "modify", (2, 4), Merge("left", 0, (2,))),
-    ([vma(0, 2), vma(2, 4, RO)], "modify", (2, 3), Merge("left", 0, ())),
-    ([vma(2, 4, RO), vma(4, 6)], "modify", (2, 4), Merge("right", 4, (2,))),
-    ([vma(2, 4, RO), vma(4, 6)], "modify", (3, 4), Merge("right", 4, ())),
-    ([vma(0, 2), vma(2, 4, RO), vma(4, 6)], "modify", (2, 4), Merge("both", 0, (2, 4))),
-]
-
-
-@pytest.mark.parametrize("rules", ["6.1", "6.6", "6.12", "7.3"])
-@pytest.mark.parametrize(("layout", "step", "place", "merge"), MERGES)
-def test_sides_survivors_and_victims(
-    rules: str, layout: list[Vma], step: str, place: tuple[int, int], merge: Merge
-) -> None:
-    args = {"start": place[0] * PAGE, "end": place[1] * PAGE, "pgoff": place[0], "flags": RW}
-    result = run(rules, layout, step, args)
-    assert [effect for effect in result.effects if isinstance(effect, Merge)] == [merge]
-    assert result.mm.map_count == len(result.space)
-    assert all(each.pgoff == each.start // PAGE for each in result.space)
-
-
-@pytest.mark.parametrize("rules", ["6.1", "6.6", "6.12", "7.3"])
-def test_a_neighbour_that_does_not_touch_is_none(rules: str) -> None:
-    for layout in ([vma(0, 1), vma(5, 6)], [vma(0, 1, pgoff=1), vma(5, 6, pgoff=4)]):
-        args = {"start": 2 * PAGE, "end": 4 * PAGE, "pgoff": 2, "flags": RW}
-        assert run(rules, layout, "merge_new", args).count(Merge) == 0
-    inside = [vma(0, 2), vma(2, 8, RO), vma(8, 10)]
-    args = {"start": 4 * PAGE, "end": 6 * PAGE, "flags": RW}
-    assert run(rules, inside, "modify", args).count(Merge) == 0
-    # An expansion upwards never asks what lies above (brk).
-    args = {"start": 2 * PAGE, "end": 4 * PAGE, "pgoff": 2, "flags": RW}
-    assert run(rules, [vma(4, 6)], "expand_only", args).count(Merge) == 0
-    assert run(rules, [vma(0, 2), vma(4, 6)], "expand_only", args).count(Merge) == 1
-
-
-@pytest.mark.parametrize(
-    ("prev", "next", "two"),
-    [(None, None, False), ("a", None, False), (None, "a", False), ("a", "a", False), ("a", "b", True),
-     ("b", "a", True)],
-)  # fmt: skip
-def test_two_anon_vmas(prev: str | None, next: str | None, two: bool) -> None:
-    lower, upper = vma(0, 2, anon_vma=prev), vma(4, 6, anon_vma=next)
-    assert _two_anon_vmas(lower, upper) is two
-    if two:
-        layout = [lower, vma(2, 4, RO), upper]
-        args = {"start": 2 * PAGE, "end": 4 * PAGE, "flags": RW}
-        for rules in ("6.1", "7.3"):
-            after = list(run(rules, layout, "modify", args).space)
-            assert [each.anon_vma for each in after] == [prev, next]
-
-
-def test_the_anon_vma_of_a_deleted_next_wins() -> None:
-    layout = [vma(0, 2), vma(2, 4, RO), vma(4, 6, anon_vma="b", forked=False)]
-    args = {"start": 2 * PAGE, "end": 4 * PAGE, "flags": RW}
-    for rules in ("6.1", "6.12", "7.3"):
-        after = list(run(rules, layout, "modify", args).space)
-        assert [(each.end // PAGE, each.anon_vma) for each in after] == [(6, "b")]
-
-
 # --- flags where a rule is off ---
-
-NONE = MAY_ALL
 
 
 @pytest.mark.parametrize(
@@ -487,3 +270,65 @@ def test_where_a_cut_unshares(start: float, end: float, cut: float, unshares: bo
     assert _unshares(huge, at) is unshares
     assert not _unshares(huge.with_flags(RW), at)
     assert not _unshares(huge._replace(huge_size=0), at)
+
+
+# --- brk (mm/mmap.c: sys_brk) ---
+
+HEAP = MmState(map_count=1, start_brk=16 * PAGE, brk=20 * PAGE, start_data=2 * PAGE, end_data=5 * PAGE)
+
+
+def set_break(wanted: int, limits: Limits = ROOM, mm: MmState = HEAP, more: tuple[Vma, ...] = ()) -> int:
+    return run("6.18", [vma(16, 20, RW | ACCOUNT), *more], "brk", {"brk": wanted}, limits, mm.copy()).ret // PAGE
+
+
+def with_room(**limits: int | bool) -> Limits:
+    return replace(ROOM, **limits)  # type: ignore[arg-type]
+
+
+def test_the_break_moves_within_its_limits() -> None:
+    assert [set_break(n * PAGE) for n in (15, 16, 17, 20, 24, 1023, 1024, 1025)] == [20, 16, 17, 20, 24, 1023, 1024, 20]
+    # Heap (8 pages) and data segment (3 pages) together.
+    assert set_break(24 * PAGE, with_room(rlimit_data=11 * PAGE)) == 24
+    assert set_break(24 * PAGE, with_room(rlimit_data=11 * PAGE - 1)) == 20
+    assert set_break(24 * PAGE, with_room(rlimit_data=10 * PAGE)) == 20
+    locked = replace(HEAP, def_flags=LOCKED, locked_vm=2)
+    assert set_break(24 * PAGE, with_room(can_lock=False, rlimit_memlock=6 * PAGE), locked) == 24
+    assert set_break(24 * PAGE, with_room(can_lock=False, rlimit_memlock=5 * PAGE), locked) == 20
+    assert set_break(24 * PAGE, with_room(can_lock=False, rlimit_memlock=5 * PAGE)) == 24
+
+
+def test_the_break_keeps_away_from_what_is_above() -> None:
+    for flags, room in ((RW, 1), (RW | GROWSDOWN, 9), (RW | SHADOW_STACK, 2)):
+        above = (vma(40, 42, flags, file="f", anonymous=False),)
+        assert set_break((40 - room) * PAGE, more=above) == 40 - room
+        assert set_break((41 - room) * PAGE, more=above) == 20
+
+
+def test_a_heap_that_is_gone_cannot_shrink() -> None:
+    for above in ((), (vma(20, 22),), (vma(30, 32),)):
+        result = run("6.18", list(above), "brk", {"brk": 18 * PAGE}, ROOM, HEAP.copy())
+        assert (result.ret, list(result.space)) == (20 * PAGE, list(above))
+
+
+@pytest.mark.parametrize(("rules", "second"), [("6.18", None), ("7.3", 20)])
+def test_a_new_heap_vma_has_both_offsets(rules: str, second: int | None) -> None:
+    made = next(iter(run(rules, [], "brk", {"brk": 24 * PAGE}, ROOM, HEAP.copy()).space))
+    assert (made.pgoff, made.anon_pgoff, made.flags) == (20, second, RW | ACCOUNT)
+
+
+# --- counters ---
+
+
+def test_what_the_vmas_alone_count() -> None:
+    layout = [vma(0, 2), vma(4, 5, RO), vma(8, 11, RO | EXEC), vma(16, 20, RW | GROWSDOWN | LOCKED)]
+    assert counters_of(AddressSpace(layout)) == MmState(
+        map_count=4, total_vm=10, data_vm=2, stack_vm=4, exec_vm=3, locked_vm=4
+    )
+    assert counters_of(AddressSpace(layout), 2 * PAGE).total_vm == 4
+
+
+@pytest.mark.parametrize(("count", "errno"), [(98, None), (99, "ENOMEM"), (100, "ENOMEM"), (120, "ENOMEM")])
+def test_a_limit_may_be_lowered_below_the_count(count: int, errno: str | None) -> None:
+    limits = Limits(max_map_count=99, config=Config(soft_dirty=False))
+    call = {"start": 0, "len": PAGE, "prot": 1}
+    assert run("6.18", [vma(0, 2)], "mprotect", call, limits, MmState(map_count=count)).errno == errno

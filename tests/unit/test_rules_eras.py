@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.layouts import PAGE, PLAIN, RO, RW, run, vma
 from vmatrace.kernel import rule_set
 from vmatrace.rules.context import Kernel
 from vmatrace.rules.objects import VmaObject, allocate, attach, detach, free
@@ -37,31 +38,7 @@ from vmatrace.vma import (
     parse_flags,
 )
 
-PAGE = 4096
-RW = parse_flags(["READ", "WRITE", "MAYREAD", "MAYWRITE", "MAYEXEC"])
-RO = parse_flags(["READ", "MAYREAD", "MAYWRITE", "MAYEXEC"])
-PLAIN = Limits(config=Config(soft_dirty=False))
 LIVE = "6.18+copied_from+sticky_flags"
-
-
-def vma(start: int, end: int, flags: int = RW, **more: object) -> Vma:
-    """A VMA over pages [start, end) at linear page offset, its object named by its first page."""
-    made = Vma(start * PAGE, end * PAGE, flags, start, obj=start)
-    return made._replace(**more)  # type: ignore[arg-type]
-
-
-def run(
-    rules: str,
-    vmas: list[Vma],
-    call: str,
-    args: dict[str, int],
-    limits: Limits = PLAIN,
-    mm: MmState | None = None,
-    off: frozenset[str] = frozenset(),
-    **inputs: object,
-) -> Result:
-    space = AddressSpace(vmas)
-    return apply(space, Operation(call, args, inputs), rule_set(rules), mm, limits, off)
 
 
 def pages(result: Result) -> list[tuple[int, int]]:
