@@ -29,7 +29,7 @@ _NAMES: Final = {
     0x73717368: "squashfs", 0x858458F6: "ramfs", 0x01021994: "tmpfs", 0x958458F6: "hugetlbfs", 0x4D44: "vfat",
     0x2011BAB0: "exfat", 0x9660: "iso9660", 0x7366746E: "ntfs3", 0x28CD3D45: "cramfs", 0x7275: "romfs",
     0x794C7630: "overlay", 0x65735546: "fuse", 0x6969: "nfs", 0xFF534D42: "cifs", 0xFE534D42: "smb3",
-    0x01021997: "9p", 0x00C36400: "ceph", 0x5345434D: "secretmem", 0x47474749: "aio", 0x09041934: "anon_inode",
+    0x01021997: "9p", 0x00C36400: "ceph", 0x5345434D: "secretmem", 0xA10A10A1: "aio", 0x09041934: "anon_inode",
     0x9FA0: "proc", 0x62656572: "sysfs", 0x64626720: "debugfs", 0x74726163: "tracefs", 0x27E0EB: "cgroup",
     0x63677270: "cgroup2", 0x534F434B: "sockfs", 0x50495045: "pipefs", 0x62646576: "bdev", 0xCAFE4A11: "bpf",
     0x64646178: "devdax", 0x444D4142: "dmabuf", 0xF15F: "ecryptfs", 0x73757245: "coda", 0x2FC12FC1: "zfs",
