@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 #: The tables whose records come through the ring buffer, each with a number of its CPU.
-RECORDED = ("sections", "calls", "tasks", "faults", "files")
+RECORDED = ("sections", "calls", "tasks", "faults", "files", "decisions")
 _NO_CPU = 65535  # looks at living address spaces are made by the recorder itself
 #: How records get lost.
 WAYS = ("one", "some", "run", "cpu", "table", "first", "last", "forks", "files", "many")
@@ -39,11 +39,12 @@ class Losable:
         with pa.ipc.open_stream(path) as stream:
             self.schema = stream.schema
             self.batches = list(stream)
+        self.tables = tuple(name for name in RECORDED if name in self.schema.names)
         self.records = sorted(self._records(), key=lambda record: record.index)
 
     def _records(self) -> Iterator[Record]:
         for batch in self.batches:
-            for table in RECORDED:
+            for table in self.tables:
                 rows = batch.column(table)[0].values
                 names = ("index", "cpu", "cpu_seq", "space")
                 spaces = "space" if table != "files" else "cpu"
@@ -56,7 +57,7 @@ class Losable:
         """Records that a loss may take, in one of the ways in which they get lost."""
         records, way = self.records, way or dice.choice(WAYS)
         if way == "table":
-            table = dice.choice(RECORDED)
+            table = dice.choice(self.tables)
             found = [record for record in records if record.table == table]
             return frozenset(r.index for r in dice.sample(found, min(len(found), dice.randint(1, 5))))
         if way == "run":

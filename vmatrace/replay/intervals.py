@@ -1,4 +1,4 @@
-"""A set of addresses as disjoint half-open intervals: where an address space is not known."""
+"""A set of addresses as disjoint half-open intervals: what is not known of an address space, what was read."""
 
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ class Intervals:
         left = [(lo, hi) for lo, hi in ((low, start), (end, high)) if lo < hi]
         self._starts[first:last] = [lo for lo, _ in left]
         self._ends[first:last] = [hi for _, hi in left]
+
+    def contains(self, start: int, end: int) -> bool:
+        """Whether all of ``[start, end)`` is in it."""
+        at = bisect_right(self._starts, start)
+        return at > 0 and end <= self._ends[at - 1]
 
     def touches(self, start: int, end: int) -> bool:
         """Whether an address of ``[start, end)`` is in it."""

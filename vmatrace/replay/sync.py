@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from typing import Final
 
 from vmatrace.replay.evidence import STORE
+from vmatrace.replay.intervals import Intervals
 from vmatrace.replay.occurrence import EVERYTHING, Occurrence
 from vmatrace.replay.state import SpaceState
 from vmatrace.replay.stream import Section
@@ -72,11 +73,14 @@ def after_differs(state: SpaceState, seen: Occurrence, names: dict[Hashable, Has
 
 def is_read(state: SpaceState, seen: Occurrence) -> bool:
     """Whether all that the rules changed was read when the lock was let go."""
-    walks = [(walk.lo, walk.hi) for walk in seen.after if not walk.flags]
+    read = Intervals()
+    for walk in seen.after:
+        if not walk.flags:
+            read.add(walk.lo, walk.hi)
     for old, new in state.space.journal:
         start = min(vma.start for vma in (*old, *new))
         end = max(vma.end for vma in (*old, *new))
-        if old != new and not any(lo <= start and end <= hi for lo, hi in walks):
+        if old != new and not read.contains(start, end):
             return False
     return True
 
