@@ -122,6 +122,8 @@ def test_rules_are_found_by_id_and_by_kernel_function(capsys: pytest.CaptureFixt
     assert "Flags must be equal" in capsys.readouterr().out
     assert main(["rules", "mprotect_fixup"]) == 0
     assert "write_gains_account" in capsys.readouterr().out
+    assert main(["rules", "879bca0a2c4f"]) == 0
+    assert "fork_child_source_refuses" in capsys.readouterr().out
     assert main(["rules", "flags_equl"]) == 2
     assert "flags_equal" in capsys.readouterr().err
 

@@ -27,7 +27,7 @@ _COLUMNS = (
 
 
 def command(
-    id: Annotated[str | None, typer.Argument(help="One rule, or a function of the kernel; all without it.")] = None,
+    id: Annotated[str | None, typer.Argument(help="A rule, a function or a commit of the kernel; all rules without it.")] = None,
     rules: Annotated[
         str | None,
         typer.Option("--rules", help="Only the rules in force under this rule set (auto: on this kernel)."),
@@ -38,7 +38,7 @@ def command(
     chosen = None if rules is None else chosen_rules(rules)
     found = list(RULES.values())
     if id is not None:
-        found = [rule for rule in found if rule.id == id] or [rule for rule in found if id in _functions(rule)]
+        found = [rule for rule in found if rule.id == id] or [rule for rule in found if _is_named(rule, id)]
         if not found:
             check_rule_ids([id])
     if chosen is not None:
@@ -53,8 +53,11 @@ def command(
     return EXIT_OK
 
 
-def _functions(rule: Rule) -> list[str]:
-    return [word.split(" ")[0] for word in rule.kernel_function.split(", ")]
+def _is_named(rule: Rule, name: str) -> bool:
+    """Whether ``name`` is a kernel function that the rule states, or its commit (seven digits or more of it)."""
+    functions = (word.split(" ")[0] for word in rule.kernel_function.split(", "))
+    cited = rule.commit.id if rule.commit else ""
+    return name in functions or (len(name) >= 7 and bool(cited) and name.startswith(cited[: len(name)]))
 
 
 def _row(rule: Rule, chosen: RuleSet | None) -> dict[str, Any]:

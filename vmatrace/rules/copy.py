@@ -39,7 +39,10 @@ def source_is_no_neighbour(kernel: Kernel, keep_source: bool) -> bool:
 )
 def failed_link_is_undone(kernel: Kernel, vma: Vma) -> bool:
     """When the last step, vma_link, fails: reservations fixed up, close called, file put, anon_vmas
-    unlinked."""
+    unlinked.
+
+    Commit 918850c13608 gave the kernel's userland tests their stub for it, and changes no behaviour.
+    """
     return bool(vma.huge_size)
 
 
