@@ -12,6 +12,7 @@ import pytest
 
 from tests.live.recording import VMATRACE, assert_conforms, record
 from tests.replay.altering import Alterable, other_value
+from tests.workloads.build import build
 from vmatrace.replay import PASSED
 
 _PROGRAMS = {
@@ -39,6 +40,17 @@ def test_ordinary_programs_conform(name: str, tmp_path: Path) -> None:
     answer = recorded.replay()
     assert_conforms(answer)
     assert answer["passed"] > 40
+
+
+def test_what_a_ring_too_small_loses_proves_no_divergence(tmp_path: Path) -> None:
+    fuzz = build(["vmafuzz"])["vmafuzz"]
+    words = (fuzz, "7", "3000", "--ops", "all,fork=30")
+    recorded = record(tmp_path / "t.vmat", *words, options=("--buffer", "64K"))
+    answer = recorded.replay()
+    assert answer["lost_records"]
+    assert answer["failed"] == 0, json.dumps(answer["divergences"][:5], indent=1)
+    assert answer["undecided"]
+    assert answer["passed"] > answer["undecided"]
 
 
 def test_the_rules_of_another_kernel_are_refuted(tmp_path: Path) -> None:
