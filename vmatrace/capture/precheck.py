@@ -99,7 +99,9 @@ def check_command(name: str) -> None:
 
 
 def not_found(name: str) -> VmatraceError:
-    """The error for a command that is not there."""
+    """The error for a command that is not there, or whose interpreter is not."""
+    if "/" in name and os.path.isfile(name):
+        return VmatraceError(f"{name}: its interpreter is not there", "see its first line (#!)", NOT_FOUND)
     return VmatraceError(
         f"{name or repr(name)}: command not found", "give its path, or check PATH", NOT_FOUND
     )

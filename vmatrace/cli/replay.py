@@ -11,7 +11,7 @@ from vmatrace.cli import common
 from vmatrace.cli.common import Format, FormatOption
 from vmatrace.cli.repeat import shrunk
 from vmatrace.cli.ruleset import WithoutOption
-from vmatrace.errors import EXIT_BAD_TRACE, EXIT_FAILED, EXIT_OK, UsageError
+from vmatrace.errors import EXIT_BAD_TRACE, EXIT_FAILED, EXIT_OK, BadTrace, UsageError
 from vmatrace.ingest import Trace
 from vmatrace.replay import ReplayResult, run
 from vmatrace.replay.reproducer import first_reproducer
@@ -25,7 +25,9 @@ RulesOption = Annotated[
 
 
 def command(
-    traces: Annotated[list[Path], typer.Argument(help="Files that `vmatrace record` wrote.", metavar="TRACE...")],
+    traces: Annotated[
+        list[Path], typer.Argument(help="Files that `vmatrace record` wrote.", metavar="TRACE...", readable=False)
+    ],
     rules: RulesOption = "auto",
     without: WithoutOption = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 for UNDECIDED operations too.")] = False,
@@ -45,17 +47,24 @@ def command(
     format: FormatOption = Format.table,
 ) -> int:
     """Predict each operation by the rules, compare it with what the kernel did, and say where they differ."""
-    results, program, smallest = [], "", None
+    results, statuses, program, smallest = [], [], "", None
     for path in traces:
-        opened = Trace(path)
+        try:
+            opened = Trace(path)
+        except BadTrace as error:
+            common.print_error(error.message, error.hint)
+            statuses.append(error.exit_code)
+            continue
         if opened.warning:
             common.print_warning(f"{path}: {opened.warning}")
         results.append(run(opened, rules, tuple(without or ())))
+        statuses.append(results[-1].status(strict))
         if reproducer is not None and not program:
             program = first_reproducer(opened, results[-1])
         if shrink is not None and smallest is None and results[-1].failed:
             smallest = shrunk(opened, results[-1])
-    _print(results, format)
+    if results:
+        _print(results, format, many=len(traces) > 1)
     if reproducer is not None:
         _write(program, reproducer)
     if shrink is not None:
@@ -65,7 +74,7 @@ def command(
             common.print_warning(f"{result.trace['path']}: {result.lost_records} records were lost")
         if not result.count("passed") and not result.failed:
             common.print_warning(f"{result.trace['path']}: nothing decided")
-    return worst([result.status(strict) for result in results])
+    return worst(statuses)
 
 
 def _write(program: str, path: Path) -> None:
@@ -103,10 +112,10 @@ def worst(statuses: list[int]) -> int:
     return EXIT_OK
 
 
-def _print(results: list[ReplayResult], format: Format) -> None:
+def _print(results: list[ReplayResult], format: Format, *, many: bool) -> None:
     if format is Format.json:
         objects = [result.to_json() for result in results]
-        common.print_json(objects[0] if len(objects) == 1 else {"schema": 1, "traces": objects})
+        common.print_json({"schema": 1, "traces": objects} if many else objects[0])
     elif format is Format.csv:
         rows = ({"trace": r.trace["path"], **verdict_row(v)} for r in results for v in r)
         common.print_csv(("trace", *VERDICT_COLUMNS), rows)

@@ -22,7 +22,7 @@ _ATTEMPTS = frozenset(("merge_attempt", "merge_refused"))
 
 
 def command(
-    trace: Annotated[Path, typer.Argument(help="A file that `vmatrace record` wrote.")],
+    trace: Annotated[Path, typer.Argument(help="A file that `vmatrace record` wrote.", readable=False)],
     pid: Annotated[int | None, typer.Option("--pid", "-p", help="Only this process.")] = None,
     addr: Annotated[
         str | None, typer.Option("--addr", help="What happened at this address (hex with 0x, or decimal).")

@@ -29,7 +29,7 @@ _CSV = (
 
 
 def command(
-    trace: Annotated[Path, typer.Argument(help="A file that `vmatrace record` wrote.")],
+    trace: Annotated[Path, typer.Argument(help="A file that `vmatrace record` wrote.", readable=False)],
     pid: Annotated[
         list[int] | None, typer.Option("--pid", "-p", help="The process; the first traced one without it.")
     ] = None,

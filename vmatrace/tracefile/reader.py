@@ -180,7 +180,10 @@ def _open(path: Path) -> IO[bytes]:
         return open(path, "rb", buffering=0)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise BadTrace(f"cannot read {path}: {reason}", "give the file that `vmatrace record` wrote") from error
+        hint = "give the file that `vmatrace record` wrote"
+        if isinstance(error, PermissionError):
+            hint = "a trace is its owner's alone: read it as that user, or with sudo"
+        raise BadTrace(f"cannot read {path}: {reason}", hint) from error
 
 
 def _frame(file: IO[bytes], position: int, size: int) -> tuple[int, bool] | None:
