@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from vmatrace import __version__
 from vmatrace.capture import target as targets
 from vmatrace.capture.decisions import WAYS, Decisions, Way, decisions_wanted
 from vmatrace.capture.headers import deaths_are_seen
@@ -154,6 +155,7 @@ class Session:
 
     def _open(self, child: targets.Target | None) -> None:
         header = {
+            "vmatrace": __version__,
             "kernel": self.profile.with_probes(dict.fromkeys(TRACEPOINTS, "used")).to_dict(),
             "machine": platform.machine(),
             "command": list(self.wanted.command),
