@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -102,10 +103,15 @@ def record(entry: Entry, into: Path) -> list[str]:
         print(f"{entry} {name}: decisions {answer['decisions']}, effects {effects}", flush=True)
         if name == "counted":
             amend(entry, describe_decisions(answer["decisions"], TraceFile(into / "counted.vmat").header["decisions"]))
-    pack(into / "small.vmat", KEPT / f"{entry}.vmat")
-    size = (KEPT / f"{entry}.vmat").stat().st_size
-    print(f"{entry}: {size} bytes kept", flush=True)
-    return found if size < LARGEST else [*found, f"{entry}: {size} bytes; record fewer calls"]
+    packed = into / f"{entry}.vmat"
+    pack(into / "small.vmat", packed)
+    size = packed.stat().st_size
+    if size >= LARGEST:
+        found.append(f"{entry}: {size} bytes; record fewer calls")
+    if not found:
+        shutil.copyfile(packed, KEPT / packed.name)
+        print(f"{entry}: {size} bytes kept", flush=True)
+    return found
 
 
 def main(names: list[str]) -> int:
