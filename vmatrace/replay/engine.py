@@ -14,7 +14,7 @@ from vmatrace.kernel import KernelProfile, RuleSet, rule_set
 from vmatrace.replay import kinds
 from vmatrace.replay.decisions import judge_decisions
 from vmatrace.replay.doubts import NEVER, Losses
-from vmatrace.replay.files import Files, info_of, kind_of
+from vmatrace.replay.files import FileInfo, Files, info_of, kind_of
 from vmatrace.replay.hooks import hook_of
 from vmatrace.replay.judge import Judge, Layouts
 from vmatrace.replay.limits import LimitBook
@@ -113,9 +113,7 @@ class Replayer:
                 if state is not None:
                     state.credits += 1
             elif what == FILE:
-                info = info_of(records.files[number])
-                self.files.known[info.identity] = info
-                self._vmas.clear()
+                self._describe(info_of(records.files[number]))
             elif what == TASK:
                 self._task(records.tasks[number])
             elif what == LIMIT:
@@ -146,10 +144,16 @@ class Replayer:
         if pid == tid:
             self.limits.fork(self._tgids.get(parent, parent), pid)
 
+    def _describe(self, info: FileInfo) -> None:
+        """Take in what a file is; a description that is not its first changes what its VMAs are."""
+        known = self.files.info(info.identity)
+        self.files.known[info.identity] = info
+        if known is not info and known != info:
+            self._vmas.clear()
+
     def _operation(self, columns: OperationRow) -> None:
-        table, row = self.trace.operations, columns.row
-        numbers = table.sections[table.first[row] : table.first[row + 1]].tolist()
-        interleaved = not self._late.isdisjoint(numbers)
+        numbers = self.trace.operations.sections[columns.first : columns.end].tolist()
+        interleaved = bool(self._late) and not self._late.isdisjoint(numbers)
         if interleaved:
             numbers = [number for number in numbers if number not in self._late]
         sections = [self._reader.section(number) for number in numbers]
@@ -180,7 +184,7 @@ class Replayer:
     def _idle_section(self, number: int) -> None:
         """A section without an operation, or a late one of an operation that has its verdict."""
         section = self._reader.section(number)
-        columns = OperationRow(-1, -1, section.space, -1, 0, 0, -1, -1, section.place, ())
+        columns = OperationRow(-1, -1, section.space, -1, 0, 0, -1, -1, section.place, 0, 0, ())
         lost = number in self._lost
         judge = self._judge(Occurrence(columns, self.profile.arch, [section], None, lost, self.vma))
         if number in self._late:

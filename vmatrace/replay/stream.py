@@ -72,6 +72,9 @@ class OperationRow(NamedTuple):
     call: int
     task: int
     order: int
+    #: Its sections are ``Operations.sections[first:end]``.
+    first: int
+    end: int
     #: Counts by `vmatrace.ingest.effects.EFFECTS`.
     effects: tuple[int, ...]
 
@@ -232,7 +235,7 @@ def walk(
 def _rows_of(operations: Operations, rows: Any) -> list[OperationRow]:
     columns = (
         operations.kind, operations.space, operations.number, operations.flags, operations.changed,
-        operations.call, operations.task, operations.order,
+        operations.call, operations.task, operations.order, operations.first[:-1], operations.first[1:],
     )  # fmt: skip
     effects = zip(*(operations.effects[name][rows].tolist() for name in EFFECTS), strict=True)
     return list(map(OperationRow, rows.tolist(), *(column[rows].tolist() for column in columns), effects))

@@ -73,10 +73,15 @@ def after_differs(state: SpaceState, seen: Occurrence, names: dict[Hashable, Has
 
 def is_read(state: SpaceState, seen: Occurrence) -> bool:
     """Whether all that the rules changed was read when the lock was let go."""
+    walks = [walk for walk in seen.after if not walk.flags]
+    if len(walks) == 1:
+        lo, hi = walks[0][:2]
+        return all(
+            lo <= vma.start and vma.end <= hi for old, new in state.space.journal if old != new for vma in (*old, *new)
+        )
     read = Intervals()
-    for walk in seen.after:
-        if not walk.flags:
-            read.add(walk.lo, walk.hi)
+    for walk in walks:
+        read.add(walk.lo, walk.hi)
     for old, new in state.space.journal:
         start = min(vma.start for vma in (*old, *new))
         end = max(vma.end for vma in (*old, *new))
