@@ -34,7 +34,7 @@ agree: setup ## hold random operations on this kernel against the rules (N=10000
 power: setup ## print which committed scenario or trace catches each rule
 	@$(PYTHON) -m tests.conformance.power
 
-mutate: setup ## mutate the rules and see whether a test notices (N=300; needs cosmic-ray)
+mutate: setup ## mutate the rules and see whether a test notices (N=300)
 	@$(PYTHON) -m tests.conformance.mutate $(or $(N),300) $(ARGS)
 
 bench: setup ## measure capture, reader, ingest and overhead; print the ratios

@@ -160,6 +160,9 @@ def test_the_first_stack() -> None:
         assert stack.flags == STACK | (SOFTDIRTY if dirty else 0)
         assert (made.ret, stack.start, stack.end, stack.pgoff) == (63 * PAGE, 63 * PAGE, 64 * PAGE, 63)
         assert (made.mm.total_vm, made.mm.stack_vm, made.mm.data_vm) == (1, 1, 0)
+    for rules, second in (("6.18", None), ("7.3", 63)):
+        stack = next(iter(run(rules, [], "create_init_stack", {"top": 64 * PAGE}).space))
+        assert stack.anon_pgoff == second
     bare = run("6.18", [], "create_init_stack", {"top": 64 * PAGE}, off=("exec_stack_setup",))
     assert next(iter(bare.space)).flags == 0
 
@@ -325,6 +328,7 @@ def test_what_the_vmas_alone_count() -> None:
         map_count=4, total_vm=10, data_vm=2, stack_vm=4, exec_vm=3, locked_vm=4
     )
     assert counters_of(AddressSpace(layout), 2 * PAGE).total_vm == 4
+    assert counters_of(AddressSpace([vma(0, 8192)])).total_vm == 8192
 
 
 @pytest.mark.parametrize(("count", "errno"), [(98, None), (99, "ENOMEM"), (100, "ENOMEM"), (120, "ENOMEM")])
