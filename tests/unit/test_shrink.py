@@ -66,6 +66,8 @@ def test_steps_are_calls_in_the_area_and_operations_of_a_scenario() -> None:
     assert operation is not None
     assert operation["addr"] == operation["picked"] == SCENARIO_BASE + (first or 0)
     assert stage.scenario(STEPS[2], 0) == {"op": "fork", "follow": 1}
+    no_key = Step(CALL, "pkey_mprotect", {"start": 0x7F0000003000, "len": 0x1000, "prot": 3, "pkey": 2**64 - 1})
+    assert (stage.scenario(no_key, 0) or {})["pkey"] == -1
 
 
 def test_a_program_holds_only_the_steps_of_its_candidates() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import Any, Final
 
 from vmatrace.ingest import Trace, errno_name
@@ -30,7 +31,7 @@ Repeat = Callable[[str], tuple[Path, str]]
 """Compiles a C program, records it on this kernel, and gives the trace and what the program printed."""
 
 # Of one round: so many candidates, so many steps in all of them.
-_MOST_CANDIDATES: Final = 120
+_MOST_CANDIDATES: Final = 400
 _MOST_STEPS: Final = 30_000
 _OPTIONS: Final = ("soft_dirty", "anon_vma_name", "numa", "thp", "ksm")
 
@@ -61,34 +62,57 @@ def shrink(trace: Trace, result: ReplayResult, repeat: Repeat) -> Shrunk | None:
 def minimal(count: int, fails: Callable[[list[list[int]]], list[bool]]) -> list[int] | None:
     """The fewest of ``count`` steps, the last one among them, that fail still; None where all of them do not.
 
-    ``fails`` tells it of many candidates at once. First suffixes, then ddmin with several granularities a round.
+    ``fails`` tells it of many candidates at once. First suffixes, then ddmin with many granularities a round: a round
+    costs much more than a candidate.
     """
     lengths = sorted({count, *(1 << power for power in range(count.bit_length()))})
     suffixes = [list(range(count - length, count)) for length in lengths]
     kept = next((suffix for suffix, bad in zip(suffixes, fails(suffixes), strict=True) if bad), None)
     chunks = 2
+    more: list[list[int]] = []
     while kept is not None and len(kept) > 1:
-        tried = _candidates(kept, chunks)
+        numbers = _granularities(len(kept) - 1, chunks)
+        tried = _candidates(kept, numbers, more)
         failing = [candidate for candidate, bad in zip(tried, fails(tried), strict=True) if bad]
         if failing:
+            gone = [set(kept).difference(candidate) for candidate in failing]
             kept, chunks = min(failing, key=len), 2
-        elif chunks >= len(kept) - 1:
+            more = list(_without_some(kept, gone))
+        elif numbers[-1] >= len(kept) - 1:
             break
         else:
-            chunks = min(chunks * 4, len(kept) - 1)
+            chunks = numbers[-1] * 2
     return kept
 
 
-def _candidates(kept: list[int], chunks: int) -> list[list[int]]:
-    """What is left when one of the chunks goes, or one alone stays, for this many chunks and twice as many."""
+def _without_some(kept: list[int], chunks: list[set[int]]) -> Iterator[list[int]]:
+    """What is left without all chunks that could go alone, or without many small ones: some may stand for others."""
+    chosen = Random(len(kept))
+    yield [step for step in kept if not any(step in chunk for chunk in chunks)]
+    fewest = min(len(chunk) for chunk in chunks)
+    chunks = [chunk for chunk in chunks if len(chunk) == fewest]
+    for share, times in ((1.0, 1), (0.9, 8), (0.75, 10), (0.5, 10)):
+        for _ in range(times):
+            gone = set().union(*(chunk for chunk in chunks if chosen.random() < share))
+            yield [step for step in kept if step not in gone]
+
+
+def _granularities(size: int, chunks: int) -> list[int]:
+    """Numbers of chunks to try in one round: this one, and finer ones as long as the round stays small."""
+    found = [min(chunks, size)]
+    while found[-1] < size and 2 * found[-1] * size <= _MOST_STEPS:
+        found.append(min(2 * found[-1], size))
+    return found
+
+
+def _candidates(kept: list[int], numbers: list[int], more: list[list[int]]) -> list[list[int]]:
+    """What is left when one of the chunks goes, or one alone stays, and ``more``; the last step always stays."""
     head, last = kept[:-1], kept[-1]
-    found: dict[tuple[int, ...], None] = {}
-    for number in (chunks, chunks * 2):
+    found = dict.fromkeys(tuple(candidate) for candidate in more if candidate[-1:] == [last])
+    for number in numbers:
         edges = sorted({len(head) * i // number for i in range(number + 1)})
-        parts = list(pairwise(edges))
-        for low, high in parts:
+        for low, high in pairwise(edges):
             found[(*head[:low], *head[high:], last)] = None
-        for low, high in parts:
             found[(*head[low:high], last)] = None
     return [list(candidate) for candidate in found if len(candidate) < len(kept)]
 

@@ -14,6 +14,8 @@ from vmatrace.rules.constants import MAP_ANONYMOUS
 
 # Where scenarios have the area.
 SCENARIO_BASE: Final = 0x10000000
+# Of these the kernel takes 32 bits, with a sign.
+_INTS: Final = frozenset(("pkey", "behavior", "mode", "flags"))
 _ADDRESSES: Final = frozenset(("addr", "start", "new_addr"))
 # Free room between stretches that were far from each other, and at both ends; keeps huge pages where they were.
 _HUGE: Final = 2 << 20
@@ -100,7 +102,7 @@ class Stage:
         made: dict[str, Any] = {"op": step.name}
         for name, value in step.args.items():
             if name not in ("fd", "soft", "hard"):
-                made[name] = self._moved(value) if name in _ADDRESSES else value
+                made[name] = self._moved(value) if name in _ADDRESSES else _int(value) if name in _INTS else value
         if step.name == "mmap":
             if result is not None and result >= 0:
                 made["picked"] = made["addr"]
@@ -121,6 +123,10 @@ def stage_of(trace: Trace, steps: Sequence[Step]) -> Stage:
     files = tuple(dict.fromkeys(step.file for step in steps if step.file is not None))
     infos = {file: info for file in files if (info := trace.file_info(file)) is not None}
     return Stage(places_of(steps), files, infos)
+
+
+def _int(value: int) -> int:
+    return (value & 0xFFFFFFFF ^ 1 << 31) - (1 << 31)
 
 
 def kind_of_file(info: FileInfo) -> str:
