@@ -313,10 +313,17 @@ class _Reader:
         known = self.ranges.pop(obj, None)
         if self.newborn.pop(obj, None) is not None and what == FREED:
             return  # taken back before it was ever in the tree
-        if what == MERGED or (what == FREED and obj in self.covered and self.merge is not None):
+        merged = what == FREED and obj in self.covered and self.merge is not None and not self._mapped_over(known)
+        if what == MERGED or merged:
             self.victims.append((obj, known))
         else:
             self.effects.append(Effect("unmap", obj, *(known or (None, None))))
+
+    def _mapped_over(self, known: tuple[int, int] | None) -> bool:
+        """Whether a VMA lay where the call maps anew: then it was unmapped, whatever merged there afterwards."""
+        if self.span is None or known is None or self.op_class not in _MAPS_ANEW:
+            return False
+        return known[0] < self.span[1] and self.span[0] < known[1]
 
     def _close_merge(self) -> None:
         merge, victims = self.merge, tuple(obj for obj, _ in self.victims)

@@ -95,6 +95,8 @@ class Records:
     gaps: list[tuple[int, int]] = field(default_factory=list)
     #: The death of at least one VMA object was seen.
     deaths: bool = True
+    #: Sections with a death of which the cause is not told.
+    freed: list[int] = field(default_factory=list)
     #: Address space -> name of the program that was executed in it.
     comms: dict[int, str] = field(default_factory=dict)
     _whole: Array | None = None
@@ -181,6 +183,7 @@ class _Loader:
         self.plain: dict[str, list[dict[str, Any]]] = {"tasks": [], "files": [], "limits": [], "losses": []}
         self.uncovered: dict[int, tuple[int, int]] = {}
         self.comms: dict[int, str] = {}
+        self.freed: list[int] = []
         self.section_batch, self.call_batch = [0], [0]
         self.batches = 0
         self.deaths = False
@@ -218,6 +221,7 @@ class _Loader:
         owner = np.repeat(np.arange(sections.rows), np.diff(sections.offsets("evidence")))
         born = (evidence["what"] == ALLOC) | (evidence["what"] == DUP)
         self.deaths |= bool(np.isin(evidence["what"], (MERGED, UNMAPPED, FREED)).any())
+        self.freed += np.unique(owner[evidence["what"] == FREED] + first).tolist()
         self.births.put("object", evidence["object"][born])
         self.births.put("section", owner[born] + first)
         for number in np.flatnonzero(sections["kind"] == KINDS["EXEC"]).tolist():
@@ -238,6 +242,7 @@ class _Loader:
             place = np.argsort(section_row).astype(np.uint32)
             births["section"] = place[births["section"]]
             self.uncovered = {int(place[number]): span for number, span in self.uncovered.items()}
+            self.freed = sorted(int(place[number]) for number in self.freed)
         if not _ascending(calls["index"]):
             call_row = np.argsort(calls["index"], kind="stable").astype(np.uint32)
             calls = _take(calls, call_row)
@@ -247,7 +252,7 @@ class _Loader:
             sections, calls, faults, self.plain["tasks"], self.plain["files"], self.plain["limits"],
             self.plain["losses"], before, after, births, self.uncovered, np.array(self.section_batch),
             np.array(self.call_batch), section_row, call_row, min(self.times, default=0),
-            max(self.times, default=0), self.cpus.gaps(last), self.deaths, self.comms,
+            max(self.times, default=0), self.cpus.gaps(last), self.deaths, self.freed, self.comms,
         )  # fmt: skip
 
 

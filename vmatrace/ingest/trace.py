@@ -68,6 +68,8 @@ class Trace:
         self.credentials: bool = _header_says(self.header, "credentials", False)
         if not self.deaths or self.feature("munmap_new_outside") is False:
             recount(self)
+        elif self.records.freed:
+            recount(self, self.records.freed)
 
     # ---- about the trace ----
 
