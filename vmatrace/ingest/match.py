@@ -322,7 +322,7 @@ def _chunk_faults(
             known[at] = True
     # A snapshot stands right behind the section whose state it shows.
     snapshot = is_snapshot(sections, part)
-    gap = seq[1:] != np.where(snapshot & same, previous_seq, previous_seq + 1)
+    gap = seq[1:] != np.where(snapshot & known, previous_seq, previous_seq + 1)
     effects = {name: sections[name][part].astype(np.int64) for name in EFFECTS}
     expected = effects["new"] + effects["copy"] + effects["split"] - effects["unmap"] - effects["victim"]
     # An exec starts anew, the last look comes after the VMAs are gone.

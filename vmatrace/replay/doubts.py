@@ -19,6 +19,7 @@ LOST_WITHIN: Final = "records were lost while it ran"
 UNKNOWN_STATE: Final = "the address space is not known here"
 UNDESCRIBED: Final = "a mapped file is not described in the trace"
 _FILE_DOUBT: Final = "records were lost since this file was described"
+ENDED: Final = "the recording ended while it ran"
 _FORKED_UFFD: Final = "whether a userfaultfd follows its VMAs through a fork is not in the trace"
 _DRIVER: Final = "whether the driver lets its mappings be split is not in the trace"
 _LIMIT_DOUBT: Final = "a lost record may have changed the limits of the process"
@@ -51,6 +52,8 @@ def excuse(judge: Judge) -> str:
     if _refused_by_driver(judge):
         return _DRIVER
     first, last = judge.seen.first_index, judge.seen.last_index
+    if not judge.seen.sections and first > judge.all.last_section:
+        return ENDED
     if losses is None or not losses.between(-1, last):
         return ""
     lo, hi = judge.span()

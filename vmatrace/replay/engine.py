@@ -68,6 +68,8 @@ class Replayer:
         #: No record is known to be lost.
         self.whole = trace.lost_records == 0
         self.losses = None if self.whole else Losses(trace.records.gaps or [(-1, NEVER)])
+        #: Where the last write section of the trace stands; calls that come later were cut off from theirs.
+        self.last_section = int(trace.records.sections["index"].max(initial=0))
         #: Where the last operation of each task ended.
         self._ended: dict[int, int] = {}
         features = rules.features

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmatrace.replay import evidence as second
 from vmatrace.replay import sync
-from vmatrace.replay.doubts import LOST, LOST_WITHIN, UNKNOWN_STATE, excuse
+from vmatrace.replay.doubts import ENDED, LOST, LOST_WITHIN, UNKNOWN_STATE, excuse
 from vmatrace.replay.files import LEARNABLE, access_of
 from vmatrace.replay.occurrence import Occurrence, errno_name
 from vmatrace.replay.requests import SKIPPED_KINDS, UNKNOWN, Learn, Open, Request, Skip
@@ -113,7 +113,7 @@ class Judge:
         why = excuse(self)
         if why:
             call = self.seen.call
-            if why == LOST_WITHIN and call is not None and call.seq > self.state.seq:
+            if why in (LOST_WITHIN, ENDED) and call is not None and call.seq > self.state.seq:
                 self.state.forget()
             self._take_back()
             self.adopt()
