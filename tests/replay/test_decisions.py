@@ -19,7 +19,7 @@ from vmatrace.schema import DECISIONS, MERGE_STATES, ROLES
 
 TRACES = sorted((Path(__file__).resolve().parents[1] / "data" / "decisions").glob("*.vmat"))
 PLAIN = Path(__file__).resolve().parents[1] / "data" / "demo.vmat"
-TRIES = 4
+TRIES = 2
 _NAMES = {number: name for name, number in DECISIONS.items()}
 _STEPS = ("MERGE_NEW", "MERGE_EXISTING", "SPLIT")
 _RESULT = ROLES["ROLE_RESULT"]
