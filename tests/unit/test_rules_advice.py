@@ -85,6 +85,7 @@ def test_a_default_policy_reaches_its_range_and_no_more(start: int, end: int) ->
     found = result.space.overlapping(start * PAGE, end * PAGE)
     assert result.errno == (None if found else "EFAULT")
     assert {each.policy for each in found} <= {None}
+    assert all(each.start < each.end for each in result.space)
     beyond = [each for each in result.space if each.start >= end * PAGE]
     assert sum(each.end - each.start for each in beyond if each.policy is not None) == (
         sum(each.end - max(each.start, end * PAGE) for each in layout[1:] if each.end > end * PAGE)
@@ -136,7 +137,14 @@ def test_mlockall_begins_with_the_first_page() -> None:
 
 @pytest.mark.parametrize(
     ("flags", "can", "total", "errno"),
-    [(1, False, 8, None), (1, False, 9, "ENOMEM"), (2, False, 9, None), (1, True, 9, None), (3, False, 9, "ENOMEM")],
+    [
+        (1, False, 7, None),
+        (1, False, 8, None),
+        (1, False, 9, "ENOMEM"),
+        (2, False, 9, None),
+        (1, True, 9, None),
+        (3, False, 9, "ENOMEM"),
+    ],
 )
 def test_mlockall_within_the_limit(flags: int, can: bool, total: int, errno: str | None) -> None:
     limits = replace(PLAIN, can_lock=can, rlimit_memlock=8 * PAGE)
@@ -149,7 +157,7 @@ def test_mlockall_within_the_limit(flags: int, can: bool, total: int, errno: str
 @pytest.mark.parametrize(
     ("start", "end", "errno", "filled"),
     [(0, 2, None, [0]), (0, 4, "ENOMEM", [0]), (3, 6, "ENOMEM", [4]), (2, 4, "ENOMEM", []), (4, 6, None, [4]),
-     (3, 8, "ENOMEM", [4]), (12, 14, "ENOMEM", []), (1, 5, "ENOMEM", [0])],
+     (3, 8, "ENOMEM", [4]), (12, 14, "ENOMEM", []), (1, 5, "ENOMEM", [0]), (1, 2, None, [0])],
 )  # fmt: skip
 @pytest.mark.parametrize("rules", ["6.1", "6.18"])
 def test_populating_stops_at_a_gap(rules: str, start: int, end: int, errno: str | None, filled: list[int]) -> None:
@@ -233,3 +241,47 @@ def test_mlock_within_the_limit(pages: int, errno: str | None) -> None:
     assert run("6.18", [vma(0, 8)], "mlock", {"start": 0, "len": pages * PAGE}, limits).errno == errno
     counted = run("6.18", [vma(0, 8)], "mlock", {"start": 0, "len": (pages - 2) * PAGE}, limits, MmState(locked_vm=2))
     assert counted.errno == errno
+
+
+def test_no_length_is_nothing_to_populate() -> None:
+    for rules in ("6.1", "6.18"):
+        for start in (0, 3):
+            call = {"start": start * PAGE, "len_in": 0, "behavior": 23}
+            assert run(rules, [vma(4, 6)], "madvise", call).errno is None
+
+
+@pytest.mark.parametrize("kind", ["", "shmem", "sysv", "zero", "special", "shmem_anon"])
+def test_which_files_can_be_named(kind: str) -> None:
+    # vma_is_anon_shmem: shmem without a link; a segment has vm_ops of its own.
+    call = {"option": 0x53564D41, "arg2": 0, "arg3": 0, "arg4": PAGE}
+    layout = [vma(0, 2, RW | SHARED, file="f", anonymous=False, kind=kind)]
+    errno = run("6.18", layout, "prctl", call, name="x").errno
+    assert errno == (None if kind == "shmem_anon" else "EBADF")
+
+
+@pytest.mark.parametrize(("mode", "errno"), [(5, None), (6, None), (7, "EINVAL"), (0x8006, None), (0x8007, "EINVAL")])
+def test_modes_of_policies(mode: int, errno: str | None) -> None:
+    call = {"start": 0, "len": PAGE, "mode": mode, "flags": 0}
+    assert run("6.18", [vma(0, 2)], "mbind", call, policy=None).errno == errno
+
+
+def test_a_change_that_begins_in_a_gap_still_merges() -> None:
+    layout = [vma(4, 6, policy=BIND), vma(6, 8)]
+    call = {"start": 3 * PAGE, "len": 3 * PAGE, "mode": 0, "flags": 0}
+    assert [
+        (each.start // PAGE, each.end // PAGE) for each in run("6.18", layout, "mbind", call, policy=None).space
+    ] == ([(4, 8)])
+    layout = [vma(4, 6, policy=BIND), vma(6, 8, policy=BIND._replace(home_node=0))]
+    call = {"start": 3 * PAGE, "len": 3 * PAGE, "home_node": 0}
+    result = run("6.18", layout, "set_mempolicy_home_node", call)
+    assert [(each.start // PAGE, each.end // PAGE) for each in result.space] == [(4, 8)]
+
+
+def test_the_end_of_a_range_does_not_wrap() -> None:
+    for length, errno in (
+        ((1 << 64) - PAGE, "EINVAL"),
+        ((1 << 64) - 2 * PAGE, "EINVAL"),
+        ((1 << 64) - 3 * PAGE, "ENOENT"),
+    ):
+        call = {"start": 2 * PAGE, "len": length, "home_node": 0}
+        assert run("6.18", [vma(2, 4)], "set_mempolicy_home_node", call).errno == errno

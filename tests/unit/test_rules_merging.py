@@ -169,6 +169,9 @@ def test_sides_survivors_and_victims(
     result = run(rules, layout, step, args)
     assert [effect for effect in result.effects if isinstance(effect, Merge)] == [merge]
     assert result.mm.map_count == len(result.space)
+    assert ("both_sides_merge" in result.rules) is (merge.side == "both" and rules in ("6.12", "7.3"))
+    other = run(rules, layout, step, args, off=("overcommit",))
+    assert (other.effects, list(other.space)) == (result.effects, list(result.space))
     assert all(each.pgoff == each.start // PAGE for each in result.space)
 
 
@@ -241,3 +244,18 @@ def test_nothing_sticks_that_nobody_has() -> None:
     for change in ((2, 4), (2, 3), (3, 4)):
         args = {"start": change[0] * PAGE, "end": change[1] * PAGE, "flags": NONE}
         assert {each.flags for each in run("6.19", layout, "modify", args).space} <= {NONE, RO}
+
+
+@pytest.mark.parametrize("rules", ["6.1", "6.6", "6.12", "7.3"])
+def test_offsets_that_continue_over_a_gap_do_not_join(rules: str) -> None:
+    change = {"start": 2 * PAGE, "end": 4 * PAGE, "flags": RW}
+    for layout in ([vma(0, 1, pgoff=1), vma(2, 4, RO)], [vma(2, 4, RO), vma(5, 6, pgoff=4)]):
+        assert run(rules, layout, "modify", change).count(Merge) == 0
+
+
+def test_before_6_12_only_mmap_asks_the_next_one_first() -> None:
+    layout = [vma(0, 2, anon_vma="a"), vma(4, 6, anon_vma="b"), vma(20, 22)]
+    moved = run("6.1", layout, "copy_vma", {"vma": 2, "to": 2 * PAGE, "length": 2 * PAGE})
+    assert [(each.start // PAGE, each.end // PAGE) for each in moved.space] == [(0, 4), (4, 6), (20, 22)]
+    mapped = run("6.1", layout, "mmap", {"addr": 2 * PAGE, "len": 2 * PAGE, "prot": 3, "flags": 0x4032})
+    assert [(each.start // PAGE, each.end // PAGE) for each in mapped.space] == [(0, 2), (2, 6), (20, 22)]
