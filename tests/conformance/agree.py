@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tests.conformance.mixes import Mix, schedule
 from tests.conformance.tally import Tally, tally
+from tests.conformance.unreachable import OUTCOMES as NOT_STEERED
 from tests.conformance.unreachable import RULES as UNREACHABLE
 from tests.workloads.build import build
 from vmatrace.cli.repeat import shrunk
@@ -129,7 +130,11 @@ def rule_lines(found: Tally, rules: RuleSet) -> list[str]:
 
 def rare(found: Tally, rules: RuleSet) -> tuple[list[str], list[str]]:
     """Call x outcome seen less than OUTCOME_DUE times, and rules that decided less than RULE_DUE times."""
-    few = [f"{call} {word}: {n}" for (call, word), n in sorted(found.outcomes.items()) if n < OUTCOME_DUE]
+    few = [
+        f"{call} {word}: {n}" + (f"  not steered: {NOT_STEERED[call, word]}" if (call, word) in NOT_STEERED else "")
+        for (call, word), n in sorted(found.outcomes.items(), key=lambda item: (item[0] in NOT_STEERED, item[0]))
+        if n < OUTCOME_DUE
+    ]
     stands = [rule.id for rule in RULES.values() if rule.stands(rules) and not rule.unobservable]
     return few, [
         f"{id}: {found.rules[id]}" + (f"  unreachable here: {UNREACHABLE[id]}" if id in UNREACHABLE else "")

@@ -41,3 +41,11 @@ RULES: Final[dict[str, str]] = {
     "stack_guard_gap": _NO_GROWTH,
     "rlimit_stack": _NO_GROWTH,
 }
+
+#: Outcomes that come about now and then and that nothing here can make frequent, by call and word.
+OUTCOMES: Final[dict[tuple[str, str], str]] = {
+    ("ioctl", "EBUSY"): "which userfaultfd a refused call was for is in no record: most are undecided",
+    ("mremap", "merge unknown"): "the side is not told where both the copy and what it left merged",
+    ("other", "merge unknown"): "the last close of a userfaultfd merges many, on many sides",
+    ("other", "in place"): "the last close of a userfaultfd that has but one VMA",
+}

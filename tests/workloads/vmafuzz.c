@@ -508,7 +508,7 @@ static void do_home(struct worker *w)
 	if (chance(w, 80)) {
 		unsigned long node = 1;
 
-		CALL(w, K_MBIND, SYS_mbind, at, pages * page, chance(w, 75) ? 2 : 3, &node, 64, 0);
+		CALL(w, K_MBIND, SYS_mbind, at, pages * page, chance(w, 55) ? 2 : 3, &node, 64, 0);
 	}
 	CALL(w, K_HOME, SYS_set_mempolicy_home_node, at, pages * page, 0, 0, 0, 0);
 }
@@ -748,7 +748,7 @@ static void do_invalid(struct worker *w)
 	case 6: CALL(w, K_MMAP, SYS_mmap, NULL, huge, rw, anon, -1, 0); break;		/* ENOMEM */
 	case 7: CALL(w, K_MMAP, SYS_mmap, far, page, rw, anon | MAP_FIXED, -1, 0); break;	/* ENOMEM */
 	case 8: CALL(w, K_MMAP, SYS_mmap, NULL, 2 * page, rw, MAP_SHARED, fd_rw, -page); break;	/* EOVERFLOW */
-	case 9: CALL(w, K_MMAP, SYS_mmap, at, page, rw, MAP_SHARED_VALIDATE | 1 << 30, fd_rw, 0); break;
+	case 9: CALL(w, K_MMAP, SYS_mmap, at, page, rw, MAP_SHARED_VALIDATE | 1 << 21, fd_rw, 0); break;
 	case 10: CALL(w, K_MMAP, SYS_mmap, at, page, rw, MAP_PRIVATE, fd_dir, 0); break;	/* ENODEV */
 	case 11: CALL(w, K_MMAP, SYS_mmap, at, page, rw, MAP_SHARED, fd_sealed, 0); break;	/* EPERM */
 	case 12: CALL(w, K_MMAP, SYS_mmap, arena, ARENA * page, rw, anon | MAP_FIXED_NOREPLACE, -1, 0); break;
@@ -804,13 +804,13 @@ static void do_invalid(struct worker *w)
 		else
 			CALL(w, K_PKEY, SYS_pkey_mprotect, at, page, rw, -1, 0, 0);		/* EACCES */
 		break;
-	case 54: CALL(w, K_MMAP, SYS_mmap, at, page, rw, MAP_SHARED_VALIDATE | 1 << 30, fd_rw, 0); break;
+	case 54: CALL(w, K_MMAP, SYS_mmap, at, page, rw, MAP_SHARED_VALIDATE | 1 << 21, fd_rw, 0); break;
 	case 55: CALL(w, K_MUNLOCK, SYS_munlock, at, -page, 0, 0, 0, 0); break;			/* EINVAL */
 	}
 }
 
 enum { HEAL_PROTECT, HEAL_PKEY, HEAL_ADVISE, HEAL_PROCESS, HEAL_LOCK, HEAL_LOCK2, HEAL_UNLOCK, HEAL_BIND, HEAL_HOME,
-       HEALS, HEAL_SEAL };
+       HEALS, HEAL_SEAL, HEAL_UFFD };
 
 /* The same change for three neighbours in any order: the last ones merge to the left, to the right, with both. */
 static void heal(struct worker *w, int how)
@@ -819,9 +819,9 @@ static void heal(struct worker *w, int how)
 	const int *order = orders[below(w, 5)];
 	long each = 1 + below(w, 3), size = each * page;
 	/* What is sealed stays: where the kernel puts it, not in the arena. */
-	char *base = how == HEAL_SEAL ? NULL : arena + below(w, ARENA - 9) * page;
+	char *base = how == HEAL_SEAL ? NULL : arena + below(w, ARENA - 26) * page;
 	/* Memory that can be written is populated when it is locked, and may get anon_vmas that do not fit. */
-	int prot = how == HEAL_LOCK || chance(w, 30) ? PROT_READ : PROT_READ | PROT_WRITE;
+	int prot = how == HEAL_LOCK || chance(w, how == HEAL_SEAL ? 60 : 30) ? PROT_READ : PROT_READ | PROT_WRITE;
 	int fixed = (base ? MAP_FIXED : 0) | (how == HEAL_UNLOCK ? MAP_LOCKED : 0);
 	unsigned long node = 1;
 	int self = how == HEAL_PROCESS ? (int)syscall(SYS_pidfd_open, getpid(), 0) : -1;
@@ -835,6 +835,9 @@ static void heal(struct worker *w, int how)
 	for (int i = 0; i < 3; i++) {
 		char *at = base + order[i] * size;
 		struct { void *base; size_t size; } part = { at, size };
+		struct uffdio_register enroll = {
+			.range = { (uintptr_t)at, size }, .mode = UFFDIO_REGISTER_MODE_WP,
+		};
 
 		switch (how) {
 		case HEAL_PROTECT: CALL(w, K_MPROTECT, SYS_mprotect, at, size, PROT_READ, 0, 0, 0); break;
@@ -849,6 +852,9 @@ static void heal(struct worker *w, int how)
 		case HEAL_BIND: CALL(w, K_MBIND, SYS_mbind, at, size, 2, &node, 64, 0); break;
 		case HEAL_HOME: CALL(w, K_HOME, SYS_set_mempolicy_home_node, at, size, 0, 0, 0, 0); break;
 		case HEAL_SEAL: CALL(w, K_MSEAL, SYS_mseal, at, size, 0, 0, 0, 0); break;
+		case HEAL_UFFD:
+			CALL(w, K_UFFD, SYS_ioctl, fd_uffd[chance(w, 10)], UFFDIO_REGISTER, &enroll, 0, 0, 0);
+			break;
 		}
 	}
 	/* All of it again: nothing is left to do. Then as it was: one change in place. */
@@ -867,6 +873,7 @@ static void heal(struct worker *w, int how)
 	case HEAL_LOCK: CALL(w, K_MLOCK, SYS_mlock, base, 3 * size, 0, 0, 0, 0); break;
 	case HEAL_LOCK2:
 		CALL(w, K_MLOCK2, SYS_mlock2, base, 3 * size, 0, 0, 0, 0);
+		CALL(w, K_MLOCK2, SYS_mlock2, base, 3 * size, 0, 0, 0, 0);
 		CALL(w, K_MUNLOCK, SYS_munlock, base, 3 * size, 0, 0, 0, 0);
 		break;
 	case HEAL_BIND: CALL(w, K_MBIND, SYS_mbind, base, 3 * size, 0, NULL, 0, 0); break;
@@ -878,8 +885,29 @@ static void heal(struct worker *w, int how)
 		CALL(w, K_MUNMAP, SYS_munmap, base + size, size, 0, 0, 0, 0);
 		CALL(w, K_MREMAP, SYS_mremap, base, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, arena, 0);
 		CALL(w, K_MADVISE, SYS_madvise, base, size, chance(w, 50) ? MADV_DONTFORK : MADV_WIPEONFORK, 0, 0, 0);
+		{
+			struct { void *base; size_t size; } part = { base, size };
+
+			self = syscall(SYS_pidfd_open, getpid(), 0);
+			CALL(w, K_PROCESS_MADVISE, SYS_process_madvise, self, &part, 1, MADV_DONTFORK, 0, 0);
+			close(self);
+		}
+		/* One that is sealed as a whole. */
+		base = (char *)CALL(w, K_MMAP, SYS_mmap, NULL, size, PROT_NONE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+		if (base != MAP_FAILED)
+			CALL(w, K_MSEAL, SYS_mseal, base, size, 0, 0, 0, 0);
+		break;
+	case HEAL_UFFD:
+		CALL(w, K_MREMAP, SYS_mremap, base, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, base + 16 * page, 0);
+		CALL(w, K_MUNMAP, SYS_munmap, base, 20 * page, 0, 0, 0, 0);
 		break;
 	}
+}
+
+static void do_heal_uffd(struct worker *w)
+{
+	if (fd_uffd[0] >= 0)
+		heal(w, HEAL_UFFD);
 }
 
 static void do_heal(struct worker *w)
@@ -1018,7 +1046,7 @@ static void do_special(struct worker *w)
 static void do_lock_cycle(struct worker *w)
 {
 	char *at = arena + below(w, ARENA - 3) * page;
-	int which = 1 + below(w, 6);
+	int which = chance(w, 50) ? 5 : 1 + below(w, 6);
 
 	do_mlockall(w);
 	do_munlockall(w);
@@ -1089,7 +1117,7 @@ static struct op ops[] = {
 	{ "bridge", do_bridge, 0 },	{ "segment", do_segment, 0 },	{ "grow", do_grow, 0 },
 	{ "guard", do_guard, 0 },	{ "relock", do_relock, 0 },	{ "droppable", do_droppable, 0 },
 	{ "special", do_special, 0 },	{ "lock_cycle", do_lock_cycle, 0 }, { "brim", do_brim, 0 },
-	{ "heal_sealed", do_heal_sealed, 0 },	{ "fork", do_fork, 10 },
+	{ "heal_sealed", do_heal_sealed, 0 },	{ "heal_uffd", do_heal_uffd, 0 },	{ "fork", do_fork, 10 },
 };
 enum { OPS = sizeof(ops) / sizeof(ops[0]) };
 static int total_weight;
