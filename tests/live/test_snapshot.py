@@ -173,3 +173,18 @@ def test_states_are_known_again_after_losses(program: Path, targets: list[Target
     assert [row["nr"] for row in tables["sections"]].count(65535) >= 3, "first, after losses, at the end"
     assert_last_state(meanwhile, pid, dump)
     assert_last_state(recorder.path, pid, dump)
+
+
+def test_a_recording_that_is_stopped_amid_a_storm_cuts_no_operation_in_half(
+    program: Path, targets: list[Target], tmp_path: Path
+) -> None:
+    """The hooks go one after the other: what they see meanwhile is none of the recording."""
+    target = Target(program)
+    targets.append(target)
+    target.wait(b"r")
+    with Recorder(tmp_path, "-p", str(target.process.pid), "--buffer", "64M", "--duration", "1") as recorder:
+        assert recorder.end() == 0
+    assert holes(recorder.path) == 0
+    sums = vmatrace_json("replay", recorder.path, "--format", "json")
+    assert sums["failed"] == 0, sums["divergences"][:3]
+    assert sums["passed"] > 100

@@ -60,3 +60,18 @@ def test_a_record_too_big_for_what_is_left_ends_the_trace(tmp_path: Path) -> Non
     file = TraceFile(tmp_path / "t")
     list(file.batches())
     assert (file.complete, file.end["cpu_seq"]) == (True, [0])
+
+
+def test_what_was_made_after_the_end_is_no_part_and_no_loss(tmp_path: Path) -> None:
+    """Records of two CPUs, each CPU's in order; the last of CPU 1 and the two last of CPU 0 came too late."""
+    made = sink(tmp_path / "t")
+    records = [section(row(AFTER, n, n + 1), cpu=n & 1, cpu_seq=n // 2 + 1) for n in range(6)]
+    for record, time in zip(records, (10, 11, 20, 12, 21, 22), strict=True):
+        record[0][2] = time
+    found = cells_of(*records)
+    made.write_records(found, find_heads(found), until=15)
+    assert made.records == 3
+    made.finish({"reason": "", "records": made.records}, [3, 3])
+    file = TraceFile(tmp_path / "t")
+    rows = [seq for batch in file.batches() for seq in batch["sections"]["time"].tolist()]
+    assert (rows, file.end["cpu_seq"]) == ([10, 11, 12], [1, 2])

@@ -118,8 +118,8 @@ class Operations:
         return [int(key.value) for key in self._spaces]
 
     def space_seqs(self) -> list[tuple[int, int]]:
-        """Number and write sections so far of the address spaces that are alive."""
-        return [(int(leaf.id), int(leaf.seq)) for leaf in self._spaces.values()]
+        """Number and finished write sections so far of the address spaces that are alive."""
+        return [(int(leaf.id), int(leaf.seq) - (leaf.open_tid != 0)) for leaf in self._spaces.values()]
 
     def snapshot(self) -> Cells:
         """All VMAs of all traced thread groups, a row of SNAPSHOT_WORDS words each."""

@@ -299,9 +299,9 @@ class Session:
             self._watch()
         return full
 
-    def _flush(self) -> int:
+    def _flush(self, until: int | None = None) -> int:
         """Write a chunk of records, whose room in the ring is free afterwards; return how many cells that were."""
-        self.sink.write_records(*self.layer.ring.take(self._chunk))
+        self.sink.write_records(*self.layer.ring.take(self._chunk), until)
         return self.layer.ring.free()
 
     def _watch(self) -> None:
@@ -346,8 +346,9 @@ class Session:
                     self._snapshot(None, introduce=False)
                 rows = self.layer.snapshot()
                 alive = set((rows[rows[:, 2] != 0, 0] >> np.uint64(32)).tolist())
+        # One moment ends the recording. Hooks go one after the other, and would see halves of operations meanwhile.
+        spaces, ended, missed = self.layer.space_seqs(), time.monotonic_ns(), 0
         self.layer.detach()
-        spaces, missed = self.layer.space_seqs(), 0
         if self.decisions:
             self.layer.forget()
             missed = self.decisions.misses()
@@ -359,7 +360,7 @@ class Session:
                     f"{no_room} address spaces found no room and were not traced", "trace fewer processes"
                 )
             )
-        while self._flush():
+        while self._flush(ended):
             pass
         lost = sum(counts["lost"]) + self.sink.decoder.dropped + missed
         if lost > self._lost_seen:

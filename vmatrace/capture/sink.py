@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from vmatrace import tracefile
 from vmatrace.capture.decode import Cloak, Columns, Decoder
-from vmatrace.capture.ring import Cells, Places
+from vmatrace.capture.ring import Cells, Places, find_heads
 from vmatrace.errors import CannotTrace, UsageError, VmatraceError
 from vmatrace.schema import CELL_BYTES
 
@@ -59,8 +60,13 @@ class Sink:
         if self.path.is_file():
             self.path.unlink()
 
-    def write_records(self, cells: Cells, heads: Places) -> None:
-        """Decode and write; where room is short, by pieces, so that the last one fits. The rest is dropped."""
+    def write_records(self, cells: Cells, heads: Places, until: int | None = None) -> None:
+        """Decode and write; where room is short, by pieces, so that the last one fits. The rest is dropped.
+
+        ``until``: the recording ended at that time (ns), and what was made later is none of it.
+        """
+        if until is not None:
+            cells, heads = self._without_later(cells, heads, until)
         at = 0
         while at < len(heads) and self.state == "writing":
             room, why = self._room()
@@ -75,7 +81,21 @@ class Sink:
             last = int(heads[end]) if end < len(heads) else len(cells)
             self.write(self.decoder.decode(cells[first:last], heads[at:end] - first))
             at = end
-        for word in cells[heads[at:], 5].tolist():
+        self._pass_over(cells[heads[at:], 5])
+
+    def _without_later(self, cells: Cells, heads: Places, until: int) -> tuple[Cells, Places]:
+        late = cells[heads, 2] > until
+        if not late.any():
+            return cells, heads
+        self._pass_over(cells[heads[late], 5])
+        owner = np.zeros(len(cells), dtype=np.int64)
+        owner[heads] = 1
+        kept = cells[~late[np.cumsum(owner) - 1]]
+        return kept, find_heads(kept)
+
+    def _pass_over(self, words: npt.NDArray[np.uint64]) -> None:
+        """Records that are not written: each CPU's count ends before the first of them. ``words``: CPU and count."""
+        for word in words.tolist():
             self._first_unwritten.setdefault(word & 0xFFFF, word >> 16 & 0xFFFFFFFF)
 
     def write(self, tables: Mapping[str, Columns], size: int = 0) -> None:
