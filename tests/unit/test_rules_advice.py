@@ -285,3 +285,9 @@ def test_the_end_of_a_range_does_not_wrap() -> None:
     ):
         call = {"start": 2 * PAGE, "len": length, "home_node": 0}
         assert run("6.18", [vma(2, 4)], "set_mempolicy_home_node", call).errno == errno
+
+
+def test_mlockall_goes_on_where_memory_is_short() -> None:
+    broke = Limits(config=Config(soft_dirty=False, fail_prealloc=True))
+    result = run("6.18", [vma(0, 2), vma(2, 4, RW | LOCKED), vma(8, 9)], "mlockall", {"flags": 1}, broke)
+    assert (result.errno, [bool(each.flags & LOCKED) for each in result.space]) == (None, [False, True, True])

@@ -260,3 +260,10 @@ def test_before_6_12_only_mmap_asks_the_next_one_first() -> None:
     assert [(each.start // PAGE, each.end // PAGE) for each in moved.space] == [(0, 4), (4, 6), (20, 22)]
     mapped = run("6.1", layout, "mmap", {"addr": 2 * PAGE, "len": 2 * PAGE, "prot": 3, "flags": 0x32})
     assert [(each.start // PAGE, each.end // PAGE) for each in mapped.space] == [(0, 2), (2, 6), (20, 22)]
+
+
+def test_the_last_bit_of_the_first_word_is_compared() -> None:
+    # VM_SEALED was bit 63 at first.
+    for rules in ("6.12", "7.3"):
+        new = {"start": 2 * PAGE, "end": 4 * PAGE, "pgoff": 2, "flags": RW}
+        assert run(rules, [vma(0, 2, RW | 1 << 63)], "merge_new", new).count(Merge) == 0

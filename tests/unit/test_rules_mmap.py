@@ -93,6 +93,7 @@ def test_types_of_an_anonymous_mapping(kind: int, errno: str | None) -> None:
 
 def test_arguments_of_mmap_left_out() -> None:
     assert run("6.18", [], "mmap", {"len": PAGE, "prot": 3}).errno == "EBADF"
+    assert run("6.18", [], "mmap", {"len": PAGE, "prot": 3, "flags": ANON_FIXED}).ret == 0
     for flags, errno in ((0x40012, "EINVAL"), (0x40032, None)):
         if errno is None:
             with pytest.raises(Unmodelled, match="huge"):
@@ -161,7 +162,7 @@ def test_what_remap_file_pages_may_cover(layout: list[Vma], start: int, size: in
         assert made.pgoff + (start * PAGE - made.start) // PAGE == 5
 
 
-@pytest.mark.parametrize("flags", [0, 1, 0x10000, 0x10001, 0x20000])
+@pytest.mark.parametrize("flags", [0, 1, 0x10000, 0x10001, 0x20000, 0x2000])
 @pytest.mark.parametrize("locked", [0, LOCKED])
 def test_remap_file_pages_keeps_access_and_lock(flags: int, locked: int) -> None:
     for bits in (SEGMENT, SEGMENT & ~MAYWRITE & ~2, SEGMENT & ~MAYEXEC, SHARED | MAYSHARE | NONE):
