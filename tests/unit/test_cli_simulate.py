@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -115,6 +116,17 @@ def test_a_scenario_runs_under_the_rules_that_it_names(tmp_path: Path) -> None:
     path = write(tmp_path, line(vmas=[closed], expect=expect, rules="6.1"))
     assert main(["simulate", path]) == 0
     assert main(["simulate", path, "--rules", "6.18"]) == 1
+
+
+def test_scenarios_come_from_standard_input_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = {"name": "piped", "vmas": [], "operation": {"op": "munmap", "addr": 4096, "len": 4096}}
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(line) + "\n{\n"))
+    assert main(["simulate", "-", "--keep-going"]) == 2
+    printed = capsys.readouterr()
+    assert "piped: none" in printed.out
+    assert "error: -:2: not JSON" in printed.err
 
 
 def test_rules_are_found_by_id_and_by_kernel_function(capsys: pytest.CaptureFixture[str]) -> None:

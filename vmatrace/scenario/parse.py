@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,6 +42,7 @@ _SCENARIO_KEYS: Final = frozenset(
 )  # fmt: skip
 _EXPECTED_NUMBERS: Final = ("ret", "map_count", "locked_vm", "total_vm", "data_vm", "stack_vm")
 _EXPECT_KEYS: Final = frozenset(("outcome", "errno", "vmas", *_EXPECTED_NUMBERS))
+_STDIN: Final = Path("-")
 _SOURCES: Final = ("kernel", "kernel-test", "derived")
 
 
@@ -67,9 +69,10 @@ class Scenario:
 
 
 def read_scenarios(path: Path) -> Iterator[Scenario | UsageError]:
-    """The scenarios of a file, one a line; a bad line comes as the error to raise, naming FILE:LINE."""
+    """The scenarios of a file (``-``: standard input), one a line; a bad line comes as the error to raise, naming
+    FILE:LINE."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = sys.stdin.read() if path == _STDIN else path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"{path}: {getattr(error, 'strerror', None) or 'not a text file'}", "name a .jsonl file"
