@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from vmatrace.ingest.decisions import NOMEM, Decision, Row
 from vmatrace.replay.agreement import Difference, disagreement, has_steps
 from vmatrace.replay.attempts import PREDICTIONS, Case, Outcome, Prediction, Refusal, refusals_of
-from vmatrace.replay.hooks import HOOK_KINDS, judge_hook
+from vmatrace.replay.hooks import HOOK_KINDS, is_doubtful, judge_hook
 from vmatrace.replay.occurrence import Occurrence, errno_name
 from vmatrace.replay.result import AGREEMENT, FAILED, PASSED, UNDECIDED, DecisionVerdict
 from vmatrace.rules.model import KernelError, Unmodelled
@@ -123,6 +123,8 @@ def _recompute(
     if not problem:
         return Outcome(PASSED, "", predicted.rules, refused)
     excuse = _excuse(asked, predicted, made)
+    if any(is_doubtful(all, vma.file, seen) for vma in vmas.values()):
+        excuse = excuse or "records were lost since a file was described"
     if excuse:
         return _open(excuse, predicted, refused)
     return Outcome(FAILED, problem, predicted.rules, refused, *_told(asked, predicted))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -66,7 +66,17 @@ def _called(all: Replayer, asked: Decision, seen: Occurrence) -> FileInfo | None
     called = asked.file or before.file
     mapped = {vma.file for vma in seen.after_in(before.start, before.end)}
     failed = seen.call.file if seen.call is not None else 0
-    return all.files.info(called) if called in mapped or called == failed else None
+    if called not in mapped and called != failed:
+        return None
+    return None if is_doubtful(all, called, seen) else all.files.info(called)
+
+
+def is_doubtful(all: Replayer, file: Hashable, seen: Occurrence) -> bool:
+    """Whether records were lost since a file was described: its memory may be another file's by now."""
+    if all.losses is None or file is None:
+        return False
+    place = all.files.described(file)
+    return not 0 <= place <= seen.last_index or all.losses.between(place, seen.last_index)
 
 
 def _expected(
