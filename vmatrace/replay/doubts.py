@@ -20,7 +20,7 @@ UNKNOWN_STATE: Final = "the address space is not known here"
 UNDESCRIBED: Final = "a mapped file is not described in the trace"
 _FILE_DOUBT: Final = "records were lost since this file was described"
 ENDED: Final = "the recording ended while it ran"
-_FORKED_UFFD: Final = "whether a userfaultfd follows its VMAs through a fork is not in the trace"
+FORKED_UFFD: Final = "whether a userfaultfd follows its VMAs through a fork is not in the trace"
 _DRIVER: Final = "whether the driver lets its mappings be split is not in the trace"
 _LIMIT_DOUBT: Final = "a lost record may have changed the limits of the process"
 
@@ -48,12 +48,14 @@ def excuse(judge: Judge) -> str:
     """Why a difference found in an operation proves nothing, or ""."""
     files, losses = judge.all.files, judge.all.losses
     if judge.state.forked_uffd and _follows_a_fork(judge):
-        return _FORKED_UFFD
+        return FORKED_UFFD
     if _refused_by_driver(judge):
         return _DRIVER
     first, last = judge.seen.first_index, judge.seen.last_index
     if not judge.seen.sections and first > judge.all.last_section:
         return ENDED
+    if judge.seen.call is None and judge.seen.columns.number < 0:
+        last = NEVER  # it belongs to no operation, or its call, which came at any time later, was lost
     if losses is None or not losses.between(-1, last):
         return ""
     lo, hi = judge.span()
@@ -63,9 +65,7 @@ def excuse(judge: Judge) -> str:
         return UNDESCRIBED
     if not judge.seen.sections:
         first = judge.all.ended(judge.seen.tid)
-    alone = judge.seen.call is None and judge.seen.columns.number < 0
-    # A section that belongs to no operation may have lost its call, which came at any time later.
-    if losses.between(first, NEVER if alone else last):
+    if losses.between(first, last):
         return LOST_WITHIN
     if not judge.state.counters_known:
         return UNKNOWN_STATE

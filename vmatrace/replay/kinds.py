@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from vmatrace.ingest import match as matching
 from vmatrace.replay import sync
-from vmatrace.replay.doubts import LOST, UNKNOWN_STATE, excuse
+from vmatrace.replay.doubts import FORKED_UFFD, LOST, UNKNOWN_STATE, excuse
 from vmatrace.replay.judge import Judge
 from vmatrace.replay.occurrence import EVERYTHING
 from vmatrace.replay.requests import GUARD_INSTALL, LIMIT_CALLS, Open, request
@@ -136,6 +136,10 @@ def judge_copy(judge: Judge, task: dict[str, Any]) -> None:
         judge.finish(UNDECIDED, UNKNOWN_STATE)
         return
     for name, wanted, found in zip(sync.COUNTERS, mine, counters, strict=True):
+        if wanted != found and child.forked_uffd:
+            child.forget()
+            judge.finish(UNDECIDED, FORKED_UFFD, expected.rules)
+            return
         if wanted != found:
             problem = f"the child's {name} is {found}, expected {wanted}"
             judge.failed(problem, str(wanted), expected.rules)

@@ -255,7 +255,7 @@ class SpaceState:
         donors = [(v, old) for v, old in gains.neighbours(self.space) if _may_share(v, seen, self.kernel.shift)]
         if any(donor.anon_vma == seen.anon_vma for donor, _ in donors) or self._changed_beside(seen):
             return ""
-        if self._handed_on(seen):
+        if self._handed_on(seen) or self._unread_donor(seen, gains):
             return ""
         if any(old for _, old in donors):
             return f"{_at(seen)}: a new anon_vma, expected the neighbour's"
@@ -282,6 +282,17 @@ class SpaceState:
                     break
                 vma = beside
         return False
+
+    def _unread_donor(self, seen: Vma, gains: Gains) -> bool:
+        """Whether a neighbour that was not read may have gained an anon_vma first, and this VMA shares that."""
+        if self.credits <= 0 and not self.lossy:
+            return False
+        above = self.space.at(seen.end) if gains.at + 1 == len(gains.rows) else None
+        below = self.space.at(seen.start - 1) if gains.at == 0 else None
+        return any(
+            other is not None and other.anon_vma is None and _fit(other, seen, self.kernel.shift)
+            for other in (above, below)
+        )
 
     def _guarded(self, seen: Vma) -> bool:
         """Whether guard regions gave a VMA its anon_vma where they did that to any: before they spared files."""
