@@ -25,7 +25,7 @@ EQUIVALENTS = Path(__file__).with_name("equivalents.txt")
 
 
 def explained() -> dict[tuple[str, ...], str]:
-    """The listed survivors and why each cannot be noticed: a line ``# reason``, then ``module | function | - | +``."""
+    """The listed survivors and why each cannot be noticed: a line ``# reason``, then the changes, their parts between ``~~``."""
     found: dict[tuple[str, ...], str] = {}
     reason = ""
     for line in EQUIVALENTS.read_text(encoding="utf-8").splitlines():

@@ -182,6 +182,8 @@ def put_in_place(mutant: Mutant) -> bool:
 def _take_over(old: dict[str, object], new: dict[str, object]) -> None:
     for name, value in new.items():
         was = old.get(name)
+        if isinstance(value, property) and isinstance(was, property):
+            value, was = value.fget, was.fget
         if isinstance(value, types.FunctionType) and isinstance(was, types.FunctionType):
             was, value = getattr(was, "__wrapped__", was), getattr(value, "__wrapped__", value)
             was.__code__ = value.__code__

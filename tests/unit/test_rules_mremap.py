@@ -330,3 +330,10 @@ def test_a_step_swallows_the_next_vma_only_where_it_ends_with_it() -> None:
     assert (alone.mm.map_count, alone.count(Merge)) == (2, 0)
     none = run("6.19", [vma(0, 2, NONE)], "expand", {"vma": 0, "start": 0, "end": 3 * PAGE})
     assert [each.flags for each in none.space] == [NONE]
+
+
+@pytest.mark.parametrize("rules", ERAS)
+def test_only_shared_mappings_are_duplicated(rules: str) -> None:
+    for flags, errno in ((RW, "EINVAL"), (RW | SHARED | MAYSHARE, None)):
+        result = run(rules, [vma(4, 6, flags, file="f", anonymous=False)], "mremap", mremap(4, 0, 1, 3, 20))
+        assert result.errno == errno

@@ -99,8 +99,8 @@ def test_rings_of_aio() -> None:
     ring = next(iter(made.space))
     assert (made.ret, ring.start, ring.end, ring.kind) == (0, 8 * PAGE, 10 * PAGE, "aio")
     assert ring.flags == SHARED_RW | DONTEXPAND
-    gone = run("6.18", [ring], "io_destroy", {"ctx": 8 * PAGE})
-    assert (gone.errno, gone.ret, list(gone.space)) == (None, 0, [])
+    gone = run("6.18", [ring, vma(12, 14)], "io_destroy", {"ctx": 8 * PAGE})
+    assert (gone.errno, gone.ret, list(gone.space)) == (None, 0, [vma(12, 14)])
     part = run("6.18", [ring], "io_destroy", {"ctx": 8 * PAGE}, size=PAGE)
     assert [each.start // PAGE for each in part.space] == [9]
     for layout in ([], [vma(8, 10)], [ring._replace(kind="zero")], [ring._replace(kind="")]):
@@ -324,6 +324,7 @@ def test_an_object_is_in_the_tree_or_not() -> None:
     assert (again.generation, again.refcnt, again.freed) == (1, 0, False)
     assert allocate(under, VmaObject(generation=4)).generation == 0
     assert VmaObject(refcnt=2).attached
+    assert (VmaObject().refcnt, VmaObject().attached) == (0, False)
 
 
 def test_a_moved_vmas_anon_vma_is_taken_only_by_one_without() -> None:
@@ -344,3 +345,9 @@ def test_seals_of_the_first_kernels_are_looked_for_everywhere() -> None:
 def test_an_unmodelled_step_says_so() -> None:
     with pytest.raises(Unmodelled):
         run("6.18", [], "shmat", {"shmid": 0, "shmaddr": 8 * PAGE, "shmflg": 0})
+
+
+def test_what_is_sealed_already_is_left_alone() -> None:
+    sealed = next(iter(run("6.18", [vma(0, 2, NONE)], "mseal", {"start": 0, "len": 2 * PAGE, "flags": 0}).space))
+    again = run("6.18", [sealed], "mseal", {"start": 0, "len": 2 * PAGE, "flags": 0})
+    assert (again.errno, again.effects, list(again.space)) == (None, (), [sealed])
