@@ -25,7 +25,10 @@ EQUIVALENTS = Path(__file__).with_name("equivalents.txt")
 
 
 def explained() -> dict[tuple[str, ...], str]:
-    """The listed survivors and why each cannot be noticed: a line ``# reason``, then the changes, their parts between ``~~``."""
+    """The listed survivors and why each cannot be noticed.
+
+    In the file a line ``# reason``, then the changes: module, function, line before and after, between ``~~``.
+    """
     found: dict[tuple[str, ...], str] = {}
     reason = ""
     for line in EQUIVALENTS.read_text(encoding="utf-8").splitlines():
