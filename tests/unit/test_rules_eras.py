@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from vmatrace.simulator import (
 )
 from vmatrace.vma import (
     ACCOUNT,
+    ARCH_1,
     DONTCOPY,
     LOCKED,
     NOHUGEPAGE,
@@ -286,6 +288,29 @@ def test_execute_only_mappings_take_a_key_and_mprotect_keeps_keys() -> None:
     assert after.flags >> PKEY_SHIFT & 15 == 3
     wrong = {"start": 0, "len": 2 * PAGE, "prot": 1, "pkey": 7}
     assert run(LIVE, [keyed], "pkey_mprotect", wrong, keys).errno == "EINVAL"
+
+
+@pytest.mark.parametrize(("bti", "errno", "marked"), [(False, "EINVAL", False), (True, None, True)])
+def test_branch_targets_are_guarded_where_the_cpu_has_bti(bti: bool, errno: str | None, marked: bool) -> None:
+    limits = replace(PLAIN, config=replace(PLAIN.config, bti=bti))
+    args = {"start": 0, "len": 2 * PAGE, "prot": 0x15}
+    result = run("7.1", [vma(0, 2)], "mprotect", args, limits)
+    assert result.errno == errno
+    assert [bool(each.flags & ARCH_1) for each in result.space] == [marked]
+    if bti:
+        plain = run("7.1", list(result.space), "mprotect", {**args, "prot": 5}, limits)
+        assert [bool(each.flags & ARCH_1) for each in plain.space] == [False]
+    kept = run("7.1", [vma(0, 2, RW | ARCH_1)], "mprotect", {**args, "prot": 1}, limits)
+    assert [bool(each.flags & ARCH_1) for each in kept.space] == [not bti]
+
+
+def test_bti_is_learnt_from_what_exec_mapped() -> None:
+    limits = replace(PLAIN, config=replace(PLAIN.config, bti=None))
+    args = {"start": 0, "len": 2 * PAGE, "prot": 0x15}
+    with pytest.raises(Unmodelled, match="BTI"):
+        run("7.1", [vma(0, 2)], "mprotect", args, limits)
+    loader = vma(8, 9, RO | ARCH_1)
+    assert run("7.1", [vma(0, 2), loader], "mprotect", args, limits).errno is None
 
 
 def test_releasing_a_userfaultfd_is_quiet_without_memory() -> None:

@@ -45,6 +45,7 @@ class LimitBook:
             uffd=_known(found.get("userfaultfd"), default.uffd),
             # Where the CPU has no keys, no mapping ever shows one.
             pkeys=_known(found.get("pkeys"), True),
+            bti=None if profile.arch == "aarch64" else False,
         )
         self._arch = profile.arch
         limits = profile.limits

@@ -10,6 +10,8 @@ PROT_READ: Final = 1
 PROT_WRITE: Final = 2
 PROT_EXEC: Final = 4
 PROT_SEM: Final = 8
+#: arm64 only.
+PROT_BTI: Final = 0x10
 PROT_GROWSDOWN: Final = 0x01000000
 PROT_GROWSUP: Final = 0x02000000
 

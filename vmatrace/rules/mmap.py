@@ -21,6 +21,7 @@ from vmatrace.rules.constants import (
     MAP_STACK,
     MAP_SYNC,
     MAP_TYPE,
+    PROT_BTI,
     PROT_EXEC,
     PROT_READ,
     PROT_WRITE,
@@ -31,6 +32,7 @@ from vmatrace.rules.mmap_region import map_region
 from vmatrace.rules.model import FileGiven, ImpossibleInput, Operation
 from vmatrace.rules.registry import rule
 from vmatrace.vma import (
+    ARCH_1,
     DONTDUMP,
     DROPPABLE,
     EXEC,
@@ -134,6 +136,20 @@ def prot_flags(kernel: Kernel, prot: int, pkey: int) -> int:
     return prot & 7 | pkey << PKEY_SHIFT
 
 
+@rule("bti_marks", "arch_calc_vm_prot_bits, arch_validate_prot (arm64)")
+def branch_targets_are_guarded(kernel: Kernel, prot: int) -> int:
+    """PROT_BTI sets ARCH_1 (VM_ARM64_BTI) where an arm64 CPU has it; elsewhere mmap ignores and mprotect refuses it."""
+    known = kernel.limits.config.bti
+    if not prot & PROT_BTI or known is False:
+        return 0
+    if known is None and not kernel.mm.bti:
+        # exec maps the program and its loader with BTI where both the CPU and they have it.
+        kernel.mm.bti = any(vma.flags & ARCH_1 for vma in kernel.space)
+        if not kernel.mm.bti:
+            kernel.cannot_know("whether the CPU has BTI is not known")
+    return ARCH_1
+
+
 def do_mmap(kernel: Kernel, addr: int, length: int, prot: int, flags: int, pgoff: int, extra: int = 0) -> int:
     """do_mmap: the address of the mapping. ``extra``: vm_flags the caller adds (shadow stacks)."""
     given: FileGiven | None = kernel.inputs.get("file")
@@ -150,6 +166,7 @@ def do_mmap(kernel: Kernel, addr: int, length: int, prot: int, flags: int, pgoff
     if new_map_is_one_too_many(kernel):
         kernel.fail("ENOMEM")
     vm_flags = extra | prot_flags(kernel, prot, execute_only_takes_a_key(kernel, prot) or 0)
+    vm_flags |= branch_targets_are_guarded(kernel, prot) or 0
     vm_flags |= _flag_bits(kernel, flags) | (mm_default_flags(kernel) or 0) | MAY_ALL
     start = _fixed_address(kernel, addr, length, flags)
     if flags & MAP_LOCKED and not kernel.limits.can_lock and kernel.limits.rlimit_memlock == 0:

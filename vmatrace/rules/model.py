@@ -92,6 +92,8 @@ class Config:
     uffd: bool = True
     #: Protection keys are usable on this CPU.
     pkeys: bool = False
+    #: The CPU is an arm64 one with BTI; None: an arm64 one of which that is not known.
+    bti: bool | None = False
     #: The tree preallocation fails (the userland tests' fail_prealloc).
     fail_prealloc: bool = False
 
@@ -149,6 +151,8 @@ class MmState:
     pkeys: int = 1
     #: What VM_DATA_DEFAULT_FLAGS has on this machine beside the usual bits; None until a heap grew.
     data_flags: int | None = None
+    #: A VMA with BTI was seen, so the CPU has it.
+    bti: bool = False
 
     def copy(self) -> MmState:
         """An independent copy."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from vmatrace.rules.accounting import charge_is_refused, may_expand, stat_account
 from vmatrace.rules.anon_vma import populate_writes, prepare_anon_vma
-from vmatrace.rules.constants import PROT_EXEC, PROT_GROWSDOWN, PROT_GROWSUP, PROT_READ, PROT_SEM, PROT_WRITE
+from vmatrace.rules.constants import PROT_BTI, PROT_EXEC, PROT_GROWSDOWN, PROT_GROWSUP, PROT_READ, PROT_SEM, PROT_WRITE
 from vmatrace.rules.context import Kernel
-from vmatrace.rules.mmap import prot_flags, read_implies_exec, write_exec_is_denied
+from vmatrace.rules.mmap import branch_targets_are_guarded, prot_flags, read_implies_exec, write_exec_is_denied
 from vmatrace.rules.model import Operation
 from vmatrace.rules.modify import modify_flags
 from vmatrace.rules.munmap import check_seals_first, is_sealed
@@ -14,6 +14,7 @@ from vmatrace.rules.registry import rule
 from vmatrace.vma import (
     ACCESS,
     ACCOUNT,
+    ARCH_1,
     GROWSDOWN,
     HUGETLB,
     LOCKED,
@@ -104,7 +105,8 @@ def protect(kernel: Kernel, start: int, length: int, prot: int, pkey: int) -> in
     end = start + kernel.align_up(length)
     if end >= 1 << 64:
         kernel.fail("ENOMEM")
-    if prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC | PROT_SEM):
+    guarded = branch_targets_are_guarded(kernel, prot) or 0
+    if prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC | PROT_SEM | (PROT_BTI if guarded else 0)):
         kernel.fail("EINVAL")
     if pkey != -1 and not kernel.mm.pkeys >> pkey & 1:
         kernel.fail("EINVAL")
@@ -116,7 +118,7 @@ def protect(kernel: Kernel, start: int, length: int, prot: int, pkey: int) -> in
         if vma is None:
             kernel.fail("ENOMEM")
         wanted = prot | (read_implies_exec(kernel, prot, bool(vma.flags & MAYEXEC)) or 0)
-        flags = _new_flags(kernel, vma, wanted, pkey)
+        flags = _new_flags(kernel, vma, wanted, pkey) | guarded
         prev = fixup(kernel, vma, prev, start, min(vma.end, end), flags)
         start = prev.end
     return 0
@@ -133,7 +135,8 @@ def _start_of(kernel: Kernel, start: int, end: int, grows: int) -> int:
 
 def _new_flags(kernel: Kernel, vma: Vma, prot: int, pkey: int) -> int:
     key = pkey if pkey != -1 else key_is_kept(kernel, vma, prot) or 0
-    flags = prot_flags(kernel, prot & 7, key) | vma.flags & ~(ACCESS | PKEY_MASK)
+    kept = ~(ACCESS | PKEY_MASK) if kernel.limits.config.bti is False else ~(ACCESS | PKEY_MASK | ARCH_1)
+    flags = prot_flags(kernel, prot & 7, key) | vma.flags & kept
     if access_is_not_allowed(kernel, flags) or write_exec_is_denied(kernel, vma.flags, flags):
         kernel.fail("EACCES")
     return flags
