@@ -11,7 +11,7 @@ from vmatrace.rules.context import Kernel
 from vmatrace.rules.model import Limits, MmState
 from vmatrace.rules.proposal import Proposal, proposal_like
 from vmatrace.rules.registry import RULES
-from vmatrace.vma import ACCESS, ACCOUNT, FLAG_BITS, LOCKED_MASK, AddressSpace, Vma, flag_names
+from vmatrace.vma import ACCESS, ACCOUNT, FLAG_BITS, LOCKED_MASK, SPECIAL, AddressSpace, Vma, flag_names
 
 _DEFAULT_LIMITS: Final = Limits()
 # Flags that a call of the program itself can make equal, and that call.
@@ -117,7 +117,7 @@ def _offsets(kernel: Kernel, proposal: Proposal, neighbour: Vma) -> list[Obstacl
     if mergeable.offsets_break(kernel, lower[0], pages, upper[0]):
         wanted = lower[0] + pages
         text = f"page offsets do not continue: {upper[0]:#x} where {wanted:#x} would fit"
-        if proposal.file is None and neighbour.anonymous:
+        if proposal.file is None and neighbour.anonymous and not (proposal.flags | neighbour.flags) & SPECIAL:
             return [Obstacle("offset_linear", text + " (one was moved after it was touched)")]
         return [Obstacle("offset_linear", text, f"map the upper one from offset {wanted:#x} pages")]
     if mergeable.anon_offsets_break(kernel, proposal, lower[1], pages, upper[1]):

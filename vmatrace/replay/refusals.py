@@ -30,17 +30,19 @@ class Refusals:
         return self._decided.get(place, [])
 
     def of_operation(self, operation: Operation) -> list[dict[str, Any]]:
-        """``start``, ``end`` and ``reasons`` of each VMA that the operation made or changed and that stayed alone.
+        """``start``, ``end`` and ``reasons`` of each VMA that the operation made or changed, and of a merge's survivor
+        for the side on which it did not merge.
 
         Inferred: the VMA and its neighbours as they were afterwards are asked. A neighbour with nothing in the way is
         left out, as the kernel did not try.
         """
         if operation.kind != "call" or not operation.changed or not operation.sections:
             return []
-        after = sorted((vma for walk in operation.sections[-1].after for vma in walk.vmas), key=lambda vma: vma.start)
+        read = {vma.start: vma for walk in operation.sections[-1].after for vma in walk.vmas}
+        after = sorted(read.values(), key=lambda vma: vma.start)
         found = []
-        for vma in _touched(operation, after):
-            refusals = tuple(self._of_side(vma, "left", after)) + tuple(self._of_side(vma, "right", after))
+        for vma, sides in _touched(operation, after):
+            refusals = [refusal for side in sides for refusal in self._of_side(vma, side, after)]
             if refusals:
                 reasons = [reason._asdict() for reason in refusals]
                 found.append({"start": vma.start, "end": vma.end, "reasons": reasons})
@@ -55,17 +57,19 @@ class Refusals:
                 return
 
 
-def _touched(operation: Operation, after: list[Vma]) -> Iterator[Vma]:
-    """The VMAs that the operation made, or gave other attributes, and that are no merge's survivor."""
+def _touched(operation: Operation, after: list[Vma]) -> Iterator[tuple[Vma, tuple[str, ...]]]:
+    """The VMAs that the operation made, or gave other attributes, and the sides on which they merged with nobody."""
     born = {effect.obj for effect in operation.detail if effect.kind in _BORN}
-    survived = {effect.obj for effect in operation.detail if effect.kind == "merge"}
+    merged = {effect.obj: effect.side for effect in operation.detail if effect.kind == "merge"}
     before = [vma for section in operation.sections for walk in section.before for vma in walk.vmas]
     for vma in after:
-        if vma.obj in survived:
+        if vma.obj in merged:
+            # The survivor lay there: only the range's other side was refused.
+            yield vma, {"left": ("right",), "right": ("left",)}.get(merged[vma.obj] or "", ())
             continue
         old = next((each for each in before if each.start <= vma.start < each.end), None)
         if vma.obj in born or (old is not None and _attributes(old) != _attributes(vma)):
-            yield vma
+            yield vma, ("left", "right")
 
 
 def _attributes(vma: Vma) -> tuple[object, ...]:
