@@ -8,9 +8,10 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from vmatrace.ingest.changes import CHANGED
 from vmatrace.ingest.effects import Evidence
 from vmatrace.ingest.objects import ObjectIds
-from vmatrace.ingest.records import CHANGED, Records
+from vmatrace.ingest.records import Records
 from vmatrace.ingest.views import Section, Walk
 from vmatrace.schema import KINDS, ROW_BITS
 from vmatrace.tracefile import Table

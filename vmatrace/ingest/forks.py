@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from vmatrace.ingest.records import EVERYTHING
+from vmatrace.ingest.changes import EVERYTHING
 from vmatrace.ingest.views import Space
 from vmatrace.vma import DONTCOPY, LOCKED_MASK, UFFD_FLAGS, WIPEONFORK, Vma
 

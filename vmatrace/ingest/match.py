@@ -13,8 +13,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from vmatrace.ingest.changes import CHANGED, UNCHANGED, UNTOLD
 from vmatrace.ingest.effects import EFFECTS
-from vmatrace.ingest.records import CHANGED, UNCHANGED, UNTOLD, Records
+from vmatrace.ingest.records import Records
 from vmatrace.schema import KINDS, OP_CLASSES
 from vmatrace.syscalls import FAULT_NR
 

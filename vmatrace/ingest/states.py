@@ -13,9 +13,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from vmatrace.ingest.changes import CHANGED, EVERYTHING
 from vmatrace.ingest.effects import row_ranges
 from vmatrace.ingest.match import Groups
-from vmatrace.ingest.records import CHANGED, EVERYTHING, Covers, Records
+from vmatrace.ingest.records import Covers, Records
 from vmatrace.schema import COVER_FLAGS, KINDS, OP_CLASSES
 
 Array = npt.NDArray[Any]

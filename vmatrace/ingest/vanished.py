@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from vmatrace.ingest.changes import CHANGED
 from vmatrace.ingest.effects import EFFECTS, FREED, MERGED, UNMAPPED, Effect, interpret
 from vmatrace.ingest.match import sum_up
-from vmatrace.ingest.records import CHANGED
 from vmatrace.ingest.views import Section
 from vmatrace.schema import OP_CLASSES
 

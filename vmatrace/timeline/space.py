@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from vmatrace.errors import BadTrace, UsageError
 from vmatrace.ingest import Effect, Operation, Section, Space, Trace
+from vmatrace.ingest.changes import CHANGED, EVERYTHING
 from vmatrace.ingest.effects import row_ranges
-from vmatrace.ingest.records import CHANGED, EVERYTHING
 from vmatrace.schema import KINDS
 from vmatrace.vma import SHARED, Vma
 
@@ -103,7 +103,7 @@ class Timeline:
         moment = self.trace.records.first_time + time
         if moment < self.space.time:
             born = self.space.time - self.trace.records.first_time
-            raise UsageError(f"the address space began {born} ns after the first record", f"--at {born}")
+            raise UsageError(f"the address space began {born} ns after the first record", f"give {born} or later")
         sections, table = self._states.sections, self.trace.records.sections
         count = int(np.searchsorted(table["time"][sections], moment, side="right"))
         entered = count < len(sections) and int(table["acquired"][sections[count]]) <= moment
