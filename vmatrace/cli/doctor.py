@@ -23,7 +23,7 @@ BtfOption = Annotated[
 
 PageOption = Annotated[
     int,
-    typer.Option("--page-size", metavar="BYTES", help="Page size for --layout (default: this machine's)."),
+    typer.Option("--page-size", metavar="BYTES", help="Page size for --layout.", show_default="this machine's"),
 ]
 
 
