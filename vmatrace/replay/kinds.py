@@ -29,6 +29,8 @@ class Child(NamedTuple):
     state: SpaceState | None
     reason: str
     rules: tuple[str, ...]
+    #: The write section of the parent in which it was copied.
+    seq: int = -1
 
 
 def judge_call(judge: Judge) -> None:
@@ -78,7 +80,7 @@ def _judge_fork(judge: Judge) -> None:
         return
     child = _copy(judge)
     if call.result > 0:
-        judge.all.children[call.tid] = child
+        judge.all.children[call.tid] = child._replace(seq=copies[-1].seq)
     if child.state is None:
         judge.finish(UNDECIDED, child.reason)
     else:
@@ -111,7 +113,6 @@ def _copy(judge: Judge) -> Child:
     child.forked_uffd = [vma[:2] for vma in state.space if vma.uffd is not None]
     child.lossy = state.lossy
     child.execute_pkey = state.execute_pkey
-    child.soft_dirty_unknown = state.soft_dirty_unknown
     return Child(child, "", result.rules)
 
 
@@ -119,6 +120,8 @@ def judge_copy(judge: Judge, task: dict[str, Any]) -> None:
     """The child's side of a fork: its counters now, its VMAs when they are read."""
     nobody = Child(None, "the fork of the parent was not seen", ())
     expected = judge.all.children.pop(int(task["parent_tid"]), nobody)
+    if judge.all.losses is not None and expected.seq != int(task["parent_seq"]):
+        expected = nobody  # of an earlier fork, whose child's record was lost
     counters = tuple(int(task[name]) for name in sync.COUNTERS)
     child = expected.state
     if child is None:

@@ -75,7 +75,7 @@ class SpaceState:
         "bound", "counters_known", "credits", "execute_pkey", "forked_uffd", "guards", "history", "homes", "inherited",
         "kernel",
         "lossy", "mm", "pid",
-        "seq", "soft_dirty_unknown", "space", "unknown",
+        "seq", "space", "unknown",
     )  # fmt: skip
 
     def __init__(self, space: TracedSpace, mm: MmState, pid: int, kernel: KernelFacts) -> None:
@@ -100,7 +100,6 @@ class SpaceState:
         self.forked_uffd: list[Interval] = []
         #: Ranges of MADV_GUARD_INSTALL calls.
         self.guards: list[Interval] = []
-        self.soft_dirty_unknown = False
         #: The trace lacks records: an event that is missing proves nothing.
         self.lossy = False
         #: The mm's execute-only protection key, 0: not taken yet.
@@ -233,8 +232,6 @@ class SpaceState:
 
     def _flags_may_differ(self, mine: Vma, seen: Vma, gains: bool) -> bool:
         difference = mine.flags ^ seen.flags
-        if self.soft_dirty_unknown:
-            difference &= ~SOFTDIRTY
         if difference == MAYBE_GUARD and gains and seen.flags & MAYBE_GUARD:
             return self.lossy or any(lo < seen.end and seen.start < hi for lo, hi in self.guards)
         return not difference
