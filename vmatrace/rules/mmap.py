@@ -32,26 +32,8 @@ from vmatrace.rules.mmap_region import map_region
 from vmatrace.rules.model import FileGiven, ImpossibleInput, Operation
 from vmatrace.rules.registry import rule
 from vmatrace.vma import (
-    ARCH_1,
-    DONTDUMP,
-    DROPPABLE,
-    EXEC,
-    GROWSDOWN,
-    LOCKED,
-    MAY_ALL,
-    MAYEXEC,
-    MAYSHARE,
-    MAYWRITE,
-    NOHUGEPAGE,
-    NORESERVE,
-    PKEY_SHIFT,
-    SHADOW_STACK,
-    SHARED,
-    SPECIAL,
-    SYNC,
-    WIPEONFORK,
-    WRITE,
-    Vma,
+    ARCH_1, DONTDUMP, DROPPABLE, EXEC, GROWSDOWN, LOCKED, MAY_ALL, MAYEXEC, MAYSHARE, MAYWRITE, NOHUGEPAGE, NORESERVE,
+    PKEY_SHIFT, SHADOW_STACK, SHARED, SPECIAL, SYNC, WIPEONFORK, WRITE, Vma,
 )  # fmt: skip
 
 # The flags that every file accepts with MAP_SHARED_VALIDATE (LEGACY_MAP_MASK).
