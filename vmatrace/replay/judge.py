@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vmatrace.replay.engine import Replayer
 
 _INTERLEAVED: Final = "another thread's write section lies inside the operation"
+_KILLED: Final = "EINTR: the task was killed while it waited for the lock"
 _UNREAD: Final = "what it changed was not read to the end"
 
 # Calls whose return value the rules give.
@@ -27,15 +28,14 @@ _RETURNS: Final = frozenset(("mmap", "brk", "mremap", "shmat", "map_shadow_stack
 # errnos that depend on what no record holds: overcommit, descriptors, credentials.
 _UNCAPTURED: Final[dict[str, tuple[str, ...]]] = {
     "mmap": ("ENOMEM", "EACCES", "ENODEV", "EBADF", "EPERM", "EAGAIN", "ENFILE", "EINVAL"),
-    "mprotect": ("ENOMEM", "EINTR"),
-    "mremap": ("ENOMEM", "EINTR"),
-    "munmap": ("EINTR",),
-    "mlock": ("EPERM", "ENOMEM", "EINTR", "EAGAIN"),
-    "mlock2": ("EPERM", "ENOMEM", "EINTR", "EAGAIN"),
+    "mprotect": ("ENOMEM",),
+    "mremap": ("ENOMEM",),
+    "mlock": ("EPERM", "ENOMEM", "EAGAIN"),
+    "mlock2": ("EPERM", "ENOMEM", "EAGAIN"),
     "mbind": ("EINVAL", "EPERM", "EFAULT", "EIO"),
-    "pkey_mprotect": ("EINVAL", "EINTR"),
-    "madvise": ("EINTR", "EAGAIN"),
-    "process_madvise": ("EINVAL", "EPERM", "ESRCH", "EBADF", "EFAULT", "EAGAIN", "EINTR"),
+    "pkey_mprotect": ("EINVAL",),
+    "madvise": ("EAGAIN",),
+    "process_madvise": ("EINVAL", "EPERM", "ESRCH", "EBADF", "EFAULT", "EAGAIN"),
     "uffd_register": ("EBADF", "ENOTTY", "EPERM", "EBUSY", "ENOMEM", "EINVAL", "EFAULT"),
     "uffd_unregister": ("EBADF", "ENOTTY", "EINVAL", "ENOMEM", "EFAULT"),
 }
@@ -253,6 +253,9 @@ class Judge:
         problem, pages = self._result_differs(asked, result), False
         if problem and seen.call is not None and seen.call.result < 0:
             name = errno_name(seen.call.result)
+            if name == "EINTR" and not seen.changed:
+                self.undecided(_KILLED)
+                return
             late = bool(state.space.journal) or asked.name in _CHECKED_LATE or seen.name == "process_madvise"
             if name in result.maybe_errnos:
                 problem, pages = "", True
