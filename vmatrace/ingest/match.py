@@ -232,7 +232,8 @@ class _Draft:
         space, order = space[sort], order[sort]
         columns = {name: np.concatenate(self.parts.pop(name))[sort] for name in ("kind", "call", "task")}
         has = self.of_section >= 0
-        of_section = np.where(has, place[self.of_section], np.int32(-1))
+        of_section = np.full(len(has), -1, np.int32)
+        of_section[has] = place[self.of_section[has]]  # a trace may have sections and no operation at all
         listed = np.flatnonzero(has).astype(np.uint32)
         if not bool((np.diff(of_section[listed]) >= 0).all()):
             listed = listed[np.argsort(of_section[listed], kind="stable")]
