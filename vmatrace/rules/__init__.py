@@ -14,9 +14,8 @@ from vmatrace.rules.model import Operation
 
 #: Modules whose ``CALLS`` table maps names of system calls and events to their handlers.
 _CALL_MODULES = (
-    "anon_vma", "brk", "lifecycle", "madvise", "mbind", "mlock", "mmap", "mprotect", "mremap", "mseal",
-    "munmap", "prctl",
-    "shm", "stack", "userfaultfd",
+    "anon_vma", "brk", "lifecycle", "madvise", "mbind", "mlock", "mmap", "mprotect", "mremap", "mseal", "munmap",
+    "prctl", "remap_file_pages", "shm", "stack", "userfaultfd",
 )  # fmt: skip
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from vmatrace.rules.accounting import lock_limit_is_reached, may_expand, new_map_is_one_too_many
 from vmatrace.rules.constants import (
     MAP_32BIT,
@@ -32,8 +30,24 @@ from vmatrace.rules.mmap_region import map_region
 from vmatrace.rules.model import FileGiven, ImpossibleInput, Operation
 from vmatrace.rules.registry import rule
 from vmatrace.vma import (
-    ARCH_1, DONTDUMP, DROPPABLE, EXEC, GROWSDOWN, LOCKED, MAY_ALL, MAYEXEC, MAYSHARE, MAYWRITE, NOHUGEPAGE, NORESERVE,
-    PKEY_SHIFT, SHADOW_STACK, SHARED, SPECIAL, SYNC, WIPEONFORK, WRITE, Vma,
+    ARCH_1,
+    DONTDUMP,
+    DROPPABLE,
+    EXEC,
+    GROWSDOWN,
+    LOCKED,
+    MAY_ALL,
+    MAYEXEC,
+    MAYSHARE,
+    MAYWRITE,
+    NOHUGEPAGE,
+    NORESERVE,
+    PKEY_SHIFT,
+    SHADOW_STACK,
+    SHARED,
+    SYNC,
+    WIPEONFORK,
+    WRITE,
 )  # fmt: skip
 
 # The flags that every file accepts with MAP_SHARED_VALIDATE (LEGACY_MAP_MASK).
@@ -332,45 +346,6 @@ def mmap(kernel: Kernel, operation: Operation) -> int:
     return do_mmap(kernel, args.get("addr", 0), length, args["prot"], flags, offset >> kernel.shift)
 
 
-def _attached_elsewhere(kernel: Kernel, vma: Vma, start: int, end: int) -> bool:
-    """Whether the segment stays attached here when ``[start, end)`` is unmapped."""
-    same = (other for other in kernel.space if other.file == vma.file)
-    return any(other.start < start or end < other.end for other in same)
-
-
-def remap_file_pages(kernel: Kernel, operation: Operation) -> int:
-    """remap_file_pages(start, size, prot, pgoff, flags): since v4.0 a fixed shared mmap of the same file."""
-    args = operation.args
-    mask = ~(kernel.limits.page_size - 1)
-    start, size, pgoff = args["start"] & mask, args["size"] & mask, args.get("pgoff", 0)
-    if args.get("prot", 0) or start + size <= start or pgoff + (size >> kernel.shift) >= 1 << 64:
-        kernel.fail("EINVAL")
-    vma = kernel.space.at(start)
-    if vma is None or not vma.flags & SHARED:
-        kernel.fail("EINVAL")
-    end = vma.end
-    for other in kernel.space.overlapping(vma.end, start + size):
-        if other.start != end or other.file != vma.file or other.flags != vma.flags:
-            kernel.fail("EINVAL")
-        end = other.end
-    if start + size > end:
-        kernel.fail("EINVAL")
-    if vma.kind == "sysv" and not _attached_elsewhere(kernel, vma, start, start + size):
-        kernel.cannot_know("whether the segment dies with its last attach is not in the trace")
-    flags = args.get("flags", 0) & 0x10000 | MAP_SHARED | MAP_FIXED | (MAP_LOCKED if vma.flags & LOCKED else 0)
-    given: FileGiven = kernel.inputs.get("file") or FileGiven(vma.file)
-    # SHARED says that the file was opened for writing; without MAYWRITE it is sealed.
-    given = replace(
-        given, identity=vma.file, kind=vma.kind, close=vma.close, writable=True,
-        write_sealed=not vma.flags & MAYWRITE, noexec=not vma.flags & MAYEXEC,
-        # The driver maps as it did before.
-        set_flags=given.set_flags | vma.flags & SPECIAL,
-    )  # fmt: skip
-    kernel.inputs = {**kernel.inputs, "file": given}
-    do_mmap(kernel, start, size, vma.flags & 7, flags, pgoff)
-    return 0
-
-
 def map_shadow_stack(kernel: Kernel, operation: Operation) -> int:
     """map_shadow_stack(addr, size, flags): a writable shadow stack, mapped read-only for the program."""
     args = operation.args
@@ -382,4 +357,4 @@ def map_shadow_stack(kernel: Kernel, operation: Operation) -> int:
     return do_mmap(kernel, addr, args["size"], PROT_READ, flags, 0, SHADOW_STACK | WRITE)
 
 
-CALLS = {"mmap": mmap, "remap_file_pages": remap_file_pages, "map_shadow_stack": map_shadow_stack}
+CALLS = {"mmap": mmap, "map_shadow_stack": map_shadow_stack}
