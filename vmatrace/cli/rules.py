@@ -27,7 +27,9 @@ _COLUMNS = (
 
 
 def command(
-    id: Annotated[str | None, typer.Argument(help="A rule, a function or a commit of the kernel; all rules without it.")] = None,
+    id: Annotated[
+        str | None, typer.Argument(help="A rule, a function or a commit of the kernel; all rules without it.")
+    ] = None,
     rules: Annotated[
         str | None,
         typer.Option("--rules", help="Only the rules in force under this rule set (auto: on this kernel)."),
