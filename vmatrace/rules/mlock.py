@@ -105,6 +105,7 @@ def _lock(kernel: Kernel, start: int, length: int, bits: int) -> int:
     if too_much_is_locked(kernel, start, length):
         kernel.fail("ENOMEM")
     _apply(kernel, start, length, bits)
+    kernel.maybe_errnos.add("EINTR")  # populating stops where a fatal signal waits
     if pages_cannot_be_touched(kernel, start, start + length):
         kernel.fail("ENOMEM")
     _note_unsure_populate(kernel, start, start + length)
@@ -113,8 +114,7 @@ def _lock(kernel: Kernel, start: int, length: int, bits: int) -> int:
 
 def _note_unsure_populate(kernel: Kernel, start: int, end: int) -> None:
     """Populating may fail on guard regions, under a userfaultfd and past the end of a file: no rule knows
-    the pages. It stops where a fatal signal waits."""
-    kernel.maybe_errnos.add("EINTR")
+    the pages."""
     # Before guard regions had a flag, any VMA that has an anon_vma may hide some.
     hidden = kernel.has("guard_regions") and not kernel.has("sticky_flags")
     for vma in kernel.space.overlapping(start, end):
