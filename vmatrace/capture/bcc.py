@@ -75,7 +75,7 @@ class Program:
         flags = [*(f"-I{folder}" for folder in include), "-Xclang", "-disable-llvm-passes"]
         with captured_stderr() as said:
             try:
-                self.bpf: Any = self._bcc.BPF(text=source, cflags=flags)
+                self.bpf: Any = self._bcc.BPF(text=source.encode(), cflags=flags)
             except Exception as error:  # bcc raises bare Exception
                 raise CannotTrace(f"BPF program: {error}", _last_words(said)) from error
 
