@@ -148,6 +148,12 @@ def kept_source_is_unfaulted(kernel: Kernel, source: Vma, copy: Vma, start: int,
     return source.obj != copy.obj and source.start == start and source.end == end and source.anon_vma is not None
 
 
+@rule("dontunmap_resets_pgoff", "dontunmap_complete", feature="dontunmap_resets_pgoff")
+def kept_source_starts_over(kernel: Kernel, source: Vma) -> int:
+    """A source that was moved as a whole and kept has the page offset of its own address again."""
+    return source.start >> kernel.shift
+
+
 def _check_vma(kernel: Kernel, call: Remap, vma: Vma | None) -> Vma:
     """check_prep_vma: what one VMA must satisfy; lengths are rounded to huge pages."""
     if vma is None:
@@ -291,6 +297,12 @@ def _keep_source(kernel: Kernel, call: Remap, source: Vma, copy: Vma) -> None:
     changed = source.with_flags(source.flags & ~lost)
     if kept_source_is_unfaulted(kernel, source, copy, call.addr, call.addr + call.old_len):
         changed = changed._replace(anon_vma=None, forked=False)
+    if source.obj != copy.obj and (source.start, source.end) == (call.addr, call.addr + call.old_len):
+        pgoff = kept_source_starts_over(kernel, source)
+        if pgoff and source.anonymous and source.file is None:
+            changed = changed._replace(pgoff=pgoff)
+        if pgoff and source.anon_pgoff is not None:
+            changed = changed._replace(anon_pgoff=pgoff)
     if changed != source:
         note_change(kernel, source, "dontunmap")
         kernel.put(source, changed)
