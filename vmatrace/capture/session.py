@@ -347,8 +347,10 @@ class Session:
                 rows = self.layer.snapshot()
                 alive = set((rows[rows[:, 2] != 0, 0] >> np.uint64(32)).tolist())
         # One moment ends the recording. Hooks go one after the other, and would see halves of operations meanwhile.
-        spaces, ended, missed = self.layer.space_seqs(), time.monotonic_ns(), 0
+        known, ended, missed = dict(self.layer.space_seqs()), time.monotonic_ns(), 0
         self.layer.detach()
+        # Those born since the first look are alive too, with no count that could prove a loss.
+        spaces = {**dict.fromkeys((space for space, _ in self.layer.space_seqs()), 0), **known}
         if self.decisions:
             self.layer.forget()
             missed = self.decisions.misses()
@@ -372,8 +374,8 @@ class Session:
             "reason": self.outcome.reason,
             "records": self.outcome.records,
             "lost": lost,
-            "spaces": [space for space, _ in spaces],
-            "space_seq": [seq for _, seq in spaces],
+            "spaces": list(spaces),
+            "space_seq": list(spaces.values()),
             "alive": list(self.outcome.alive),
         }
         self.sink.finish(end, counts["records"])
