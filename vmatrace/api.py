@@ -155,12 +155,12 @@ def record(
 
     Exactly one of ``command``, ``pids`` and ``everything`` is given. ``output`` is named after the command or
     PID by default. ``say`` is handed each line of progress. ``options``: further fields of
-    `vmatrace.capture.session.Wanted` (``user``, ``duration`` in s, ``force``, ``max_size`` in bytes, ...).
+    `vmatrace.capture.wanted.Wanted` (``user``, ``duration`` in s, ``force``, ``max_size`` in bytes, ...).
     Raises `vmatrace.errors.CannotTrace` where this kernel cannot be traced or does not permit it.
     """
     # Only here is bcc needed: reading traces must work where it is absent.
-    from vmatrace.capture.session import Wanted
     from vmatrace.capture.session import record as capture
+    from vmatrace.capture.wanted import Wanted
 
     name = Path(command[0]).name if command else "-".join(map(str, pids)) or "all"
     path = Path(output) if output is not None else Path(f"{name}.vmat")

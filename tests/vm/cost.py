@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from vmatrace.capture.decisions import Way
-from vmatrace.capture.session import Wanted, record
+from vmatrace.capture.session import record
+from vmatrace.capture.wanted import Wanted
 from vmatrace.tracefile import TraceFile
 
 WHATS = ("mprotect", "middle", "pair", "flip", "getppid")

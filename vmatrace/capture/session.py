@@ -6,19 +6,16 @@ import contextlib
 import os
 import platform
 import select
-import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vmatrace import __version__
 from vmatrace.capture import target as targets
-from vmatrace.capture.decisions import WAYS, Decisions, Way, decisions_wanted
+from vmatrace.capture.decisions import Decisions, decisions_wanted
 from vmatrace.capture.headers import deaths_are_seen
 from vmatrace.capture.interrupts import Interrupts
 from vmatrace.capture.limits import SysctlWatch, process_limits
@@ -32,6 +29,7 @@ from vmatrace.capture.precheck import (
 )
 from vmatrace.capture.sink import Sink
 from vmatrace.capture.snapshot import SpaceView, find_place, snapshot_tables, split_views
+from vmatrace.capture.wanted import Outcome, Wanted
 from vmatrace.errors import CannotTrace, UsageError, VmatraceError
 from vmatrace.fingerprint import live_profile
 from vmatrace.schema import CELL_BYTES
@@ -40,46 +38,6 @@ FLUSH_NS = 500_000_000
 CHUNK_CELLS = 1 << 16
 POLL_S = 0.01
 SNAPSHOT_TRIES = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What to record and where to. Exactly one of ``command``, ``pids``, ``everything`` is given.
-
-    ``ways``: how functions may be probed, the best first.
-    """
-
-    output: Path
-    command: tuple[str, ...] = ()
-    pids: tuple[int, ...] = ()
-    everything: bool = False
-    user: str | None = None
-    duration: float | None = None
-    force: bool = False
-    max_size: int | None = None
-    ring_bytes: int = 16 << 20
-    max_spaces: int = 1024
-    layer: str = "auto"
-    ways: tuple[Way, ...] = WAYS
-
-
-@dataclass(slots=True)
-class Outcome:
-    """How a recording ended.
-
-    ``status``: exit status of the command, 0 without one. ``signal``: what ended it before its time.
-    """
-
-    path: Path
-    status: int = 0
-    reason: str = ""
-    records: int = 0
-    lost: int = 0
-    written: int = 0
-    alive: tuple[int, ...] = ()
-    signal: signal.Signals | None = None
-    trouble: list[VmatraceError] = field(default_factory=list)
-    cpu_ns: int = 0
 
 
 class Session:
@@ -184,9 +142,7 @@ class Session:
             self.layer.expect(child.secret)
             child.release()
             self.layer.expect(0)
-            self.say(
-                f"tracing {self.wanted.command[0]} (PID {child.pid}) and its children; Ctrl-C goes to it"
-            )
+            self.say(f"tracing {self.wanted.command[0]} (PID {child.pid}) and its children; Ctrl-C goes to it")
         else:
             self._adopt_running()
 
@@ -216,9 +172,7 @@ class Session:
         for _ in range(SNAPSHOT_TRIES):
             if not wanted:
                 break
-            views = [
-                v for v in split_views(self.layer.snapshot()) if v.mm in wanted and v.consistent and v.space
-            ]
+            views = [v for v in split_views(self.layer.snapshot()) if v.mm in wanted and v.consistent and v.space]
             if views:
                 self._place(views, introduce)
                 wanted -= {view.mm for view in views}
@@ -247,10 +201,7 @@ class Session:
             known = error if isinstance(error, VmatraceError) else None
             self.outcome.reason = "the recording failed"
             self.outcome.trouble.append(
-                known
-                or VmatraceError(
-                    f"recording: {type(error).__name__}: {error}", "what was written stays readable"
-                )
+                known or VmatraceError(f"recording: {type(error).__name__}: {error}", "what was written stays readable")
             )
             self.sink.writer.close()
 
@@ -358,9 +309,7 @@ class Session:
         counts = self.layer.counts()
         if no_room := sum(counts["no_space"]):
             self.outcome.trouble.append(
-                VmatraceError(
-                    f"{no_room} address spaces found no room and were not traced", "trace fewer processes"
-                )
+                VmatraceError(f"{no_room} address spaces found no room and were not traced", "trace fewer processes")
             )
         while self._flush(ended):
             pass

@@ -19,21 +19,15 @@ _LAYERS = ("auto", "operations", "decisions")
 
 
 def command(
-    words: Annotated[
-        list[str] | None, typer.Argument(metavar="-- CMD [ARGS]...", help="The command to trace.")
-    ] = None,
+    words: Annotated[list[str] | None, typer.Argument(metavar="-- CMD [ARGS]...", help="The command to trace.")] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Trace file; default: named after the command or PID."),
     ] = None,
-    pids: Annotated[
-        list[int] | None, typer.Option("--pid", "-p", help="A running process; may be repeated.")
-    ] = None,
+    pids: Annotated[list[int] | None, typer.Option("--pid", "-p", help="A running process; may be repeated.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every process but this one.")] = False,
     user: Annotated[str | None, typer.Option("--user", "-u", help="Run CMD as this user.")] = None,
-    duration: Annotated[
-        float | None, typer.Option(min=0.0, help="Stop recording after so many seconds.")
-    ] = None,
+    duration: Annotated[float | None, typer.Option(min=0.0, help="Stop recording after so many seconds.")] = None,
     force: Annotated[bool, typer.Option(help="Overwrite the trace file.")] = False,
     layer: Annotated[str, typer.Option(help="auto, operations or decisions.")] = "auto",
     max_size: Annotated[str | None, typer.Option(help="Stop when the trace is this big: 500M, 2G.")] = None,
@@ -41,7 +35,8 @@ def command(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors and warnings.")] = False,
 ) -> int:
     """Trace a command (and its children), running processes, or all, until it ends or Ctrl-C."""
-    from vmatrace.capture.session import Wanted, record
+    from vmatrace.capture.session import record
+    from vmatrace.capture.wanted import Wanted
 
     asked = tuple(words or ())
     if user and not asked:
