@@ -16,19 +16,17 @@ from typing import Any
 import pyarrow as pa
 
 from tests.vm.matrix import (
-    COMPILERS,
     HERE,
     RESULTS,
     VMATRACE,
     Entry,
     Outcome,
+    build,
     decision_problems,
     describe_decisions,
     keep,
     vmatrace_json,
 )
-from tests.workloads.build import FLAGS
-from tests.workloads.build import HERE as WORKLOADS
 from vmatrace.tracefile import TraceFile
 
 KEPT = HERE.parent / "data" / "decisions"
@@ -40,23 +38,11 @@ FAMILIES = (
 )
 
 
-def build(arch: str, into: Path) -> list[Path]:
-    """Compile the programs for ``arch``, static."""
-    into.mkdir(parents=True, exist_ok=True)
-    built = []
-    for source in [*(WORKLOADS / f"{name}.c" for name in PROGRAMS), HERE / "corners.c"]:
-        target = into / source.stem
-        command = [COMPILERS[arch], *FLAGS, "-static", "-pthread", "-o", str(target), str(source)]
-        subprocess.run(command, check=True, capture_output=True, text=True)
-        built.append(target)
-    return built
-
-
 def run(entry: Entry, into: Path) -> None:
     """Record both traces in a guest, or raise with what went wrong."""
     words: list[str | Path] = [VMATRACE, "lab", "run", "--kernel", entry.version, "--arch", entry.arch]
     words += ["--flavour", entry.flavour, "--timeout", "1500", "--into", into, "--put", HERE / "decisions.sh"]
-    for program in build(entry.arch, into / "programs"):
+    for program in build(entry.arch, into / "programs", PROGRAMS):
         words += ["--put", program]
     for name in ("*.vmat", "status"):
         words += ["--get", name]
