@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,15 @@ def why_not_live() -> str | None:
 def live_is_required() -> bool:
     """Whether a live test that cannot run counts as failed."""
     return os.environ.get("VMATRACE_REQUIRE_LIVE", "") not in ("", "0")
+
+
+def pytest_configure() -> None:
+    """Undo an ignored SIGINT: a shell script's background job has it, and each program that a test starts inherits it.
+
+    A shell can then not even trap it, and a test of Ctrl-C would wait for ever.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
