@@ -22,6 +22,7 @@ from vmatrace.vma import (
     MAYSHARE,
     MERGEABLE,
     PFNMAP,
+    PKEY_SHIFT,
     SEALED,
     SEALED_OLD,
     SHARED,
@@ -55,13 +56,13 @@ def test_advice_of_what_is_not_configured(advice: int) -> None:
 
 def test_populating_may_fail_for_reasons_that_no_rule_sees() -> None:
     doubtful = [vma(0, 2, RW | MAYBE_GUARD), vma(0, 2, RW | UFFD_MISSING, uffd="u"),
-                vma(0, 2, file="f", anonymous=False)]  # fmt: skip
+                vma(0, 2, RW | 1 << PKEY_SHIFT), vma(0, 2, file="f", anonymous=False)]  # fmt: skip
     calls = (("madvise", {"start": 0, "len_in": PAGE, "behavior": 23}), ("mlock", {"start": 0, "len": PAGE}))
     for call, args in calls:
         doubts = [
             run("6.19", [each], call, args).maybe_errnos & {"ENOMEM", "EFAULT"} for each in [vma(0, 2), *doubtful]
         ]
-        assert [bool(each) for each in doubts] == [False, True, True, True]
+        assert [bool(each) for each in doubts] == [False, True, True, True, True]
     # Before guard regions had a flag any VMA with an anon_vma may hide some.
     for rules, doubt in (("6.12", False), ("6.18", True), ("6.19", False)):
         result = run(rules, [vma(0, 2, anon_vma="a")], "mlock", {"start": 0, "len": PAGE})

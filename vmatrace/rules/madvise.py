@@ -27,6 +27,7 @@ from vmatrace.vma import (
     MERGEABLE,
     NOHUGEPAGE,
     PFNMAP,
+    PKEY_MASK,
     RAND_READ,
     SEQ_READ,
     SHARED,
@@ -259,7 +260,7 @@ def _populate(kernel: Kernel, start: int, end: int) -> None:
             kernel.fail("ENOMEM")
         if cannot_be_written(kernel, vma):
             kernel.fail("EINVAL")
-        if vma.flags & (MAYBE_GUARD | UFFD_FLAGS) or vma.file is not None:
+        if vma.flags & (MAYBE_GUARD | UFFD_FLAGS | PKEY_MASK) or vma.file is not None:
             kernel.maybe_errnos.update(("EFAULT", "EINVAL"))
         if populate_writes(kernel, vma):
             prepare_anon_vma(kernel, vma)

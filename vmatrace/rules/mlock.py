@@ -18,6 +18,7 @@ from vmatrace.vma import (
     LOCKONFAULT,
     MAYBE_GUARD,
     PFNMAP,
+    PKEY_MASK,
     SPECIAL,
     UFFD_FLAGS,
     Vma,
@@ -113,12 +114,12 @@ def _lock(kernel: Kernel, start: int, length: int, bits: int) -> int:
 
 
 def _note_unsure_populate(kernel: Kernel, start: int, end: int) -> None:
-    """Populating may fail on guard regions, under a userfaultfd and past the end of a file: no rule knows
-    the pages."""
+    """Populating may fail on guard regions, under a userfaultfd, past the end of a file and where the task's
+    protection keys forbid it (as an execute-only mapping's does): no rule knows the pages or PKRU."""
     # Before guard regions had a flag, any VMA that has an anon_vma may hide some.
     hidden = kernel.has("guard_regions") and not kernel.has("sticky_flags")
     for vma in kernel.space.overlapping(start, end):
-        unsure = vma.flags & (MAYBE_GUARD | UFFD_FLAGS) or (hidden and vma.anon_vma is not None)
+        unsure = vma.flags & (MAYBE_GUARD | UFFD_FLAGS | PKEY_MASK) or (hidden and vma.anon_vma is not None)
         if unsure or vma.file is not None:
             kernel.maybe_errnos.update(("ENOMEM", "EAGAIN"))
 
