@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from vmatrace.ingest.effects import (
 from vmatrace.ingest.losses import CpuNumbers
 from vmatrace.ingest.objects import UNBORN, ObjectIds
 from vmatrace.ingest.states import paint
+from vmatrace.ingest.vanished import section_effects
 from vmatrace.schema import KINDS, OP_CLASSES
 from vmatrace.syscalls import call_name, find_call, op_classes, system_calls
 from vmatrace.tracefile import TraceFile, TraceWriter
@@ -87,6 +89,17 @@ CASES = [
 def test_the_effects_of_one_section(text: str, op_class: int, span: Any, expected: Any) -> None:
     found = interpret(op_class, BEFORE, evidence(text), span)
     assert [(e.kind, e.side or e.new_side, e.obj, e.victims) for e in found] == expected
+
+
+@pytest.mark.parametrize(("call", "kinds"), [("remap_file_pages", ["unmap", "merge"]), ("mprotect", ["merge"])])
+def test_remap_file_pages_unmaps_what_it_maps_anew(call: str, kinds: list[str]) -> None:
+    walk = SimpleNamespace(vmas=[SimpleNamespace(obj=obj, start=lo, end=hi) for obj, lo, hi in BEFORE])
+    number = next(entry.nr for (abi, _), entry in system_calls("aarch64").items() if (abi, entry.name) == (0, call))
+    section: Any = SimpleNamespace(
+        op_class=RANGE, abi=0, nr=number, before=[walk], evidence=evidence("store 1 0-60, freed 2"), grew=False
+    )
+    found = section_effects("aarch64", section, (30, 30, 0, 0, 0), 0, 1, deaths=True)
+    assert [effect.kind for effect in found] == kinds
 
 
 def sections_table(tmp_path: Path, sections: list[tuple[int, list[Evidence]]]) -> Any:

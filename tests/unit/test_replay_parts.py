@@ -13,6 +13,7 @@ from vmatrace.replay.files import FileInfo, Files, HookSeen, Unlearnt, access_of
 from vmatrace.replay.limits import LimitBook
 from vmatrace.replay.requests import policy_of
 from vmatrace.replay.state import EVERYTHING, KernelFacts, SpaceState, TracedSpace
+from vmatrace.replay.tags import untagged
 from vmatrace.rules.model import FileGiven, Merge, MmState, Policy
 from vmatrace.schema import FILE_BITS
 from vmatrace.syscalls import SystemCall, system_calls
@@ -321,3 +322,17 @@ def test_a_file_behind_a_stacked_one_is_not_the_file_that_was_given() -> None:
     assert isinstance(given, FileGiven)
     assert given.identity != 7
     assert (given.kept, given.prepare) == (7, False)
+
+
+@pytest.mark.parametrize(
+    ("arch", "name", "start", "taken"),
+    [
+        ("aarch64", "munmap", 0x4000_0000_0000_0000, 0),
+        ("aarch64", "munmap", 0x4100_0000_0001_0000, 0x10000),
+        ("aarch64", "munmap", 0x4180_0000_0001_0000, 0x4180_0000_0001_0000),
+        ("aarch64", "mmap", 0x4000_0000_0000_0000, 0x4000_0000_0000_0000),
+        ("x86_64", "munmap", 0x4000_0000_0000_0000, 0x4000_0000_0000_0000),
+    ],
+)
+def test_tags_of_arm64_are_taken_off_where_the_kernel_does(arch: str, name: str, start: int, taken: int) -> None:
+    assert untagged(arch, name, {"addr": start, "len": 1}) == {"addr": taken, "len": 1}

@@ -201,7 +201,7 @@ class Trace:
     def _detail(self, sections: tuple[Section, ...], call: dict[str, Any], grown: bool) -> tuple[Effect, ...]:
         found: list[Effect] = []
         for section in sections:
-            effects = section_effects(section, call["args"], call["result"], self.page_size, self.deaths)
+            effects = section_effects(self.arch, section, call["args"], call["result"], self.page_size, self.deaths)
             merge = next((effect for effect in effects if effect.kind == "merge"), None)
             if section.op_class == _MREMAP and grown and merge is not None:
                 effects.append(Effect("grow", merge.obj, merge.start, merge.end, merge.old))

@@ -17,6 +17,7 @@ from vmatrace.ingest.effects import EFFECTS, FREED, MERGED, UNMAPPED, Effect, in
 from vmatrace.ingest.match import sum_up
 from vmatrace.ingest.views import Section
 from vmatrace.schema import OP_CLASSES
+from vmatrace.syscalls import find_call
 
 if TYPE_CHECKING:
     from vmatrace.ingest.trace import Trace
@@ -44,8 +45,14 @@ def named_range(section: Section, args: tuple[int, ...], result: int | None, pag
     return start, start + (length + page_size - 1) // page_size * page_size
 
 
+def _told_as(arch: str, section: Section) -> int:
+    """The class by which a section is told: remap_file_pages names a range, and maps it anew."""
+    call = find_call(arch, section.abi, section.nr)
+    return _MAPS[0] if call is not None and call.name == "remap_file_pages" else section.op_class
+
+
 def section_effects(
-    section: Section, args: tuple[int, ...], result: int | None, page_size: int, deaths: bool
+    arch: str, section: Section, args: tuple[int, ...], result: int | None, page_size: int, deaths: bool
 ) -> list[Effect]:
     """The effects of one section; ``deaths``: the trace shows when VMA objects die."""
     before = [(obj, vma.start, vma.end) for walk in section.before for vma in walk.vmas if (obj := _id(vma.obj))]
@@ -55,7 +62,7 @@ def section_effects(
         left = {_id(vma.obj) for walk in section.after for vma in walk.vmas}
         # Nothing is known of what lies where nobody looked afterwards.
         left |= {obj for obj, lo, hi in before if not any(w.start <= lo and hi <= w.end for w in section.after)}
-    return interpret(section.op_class, before, section.evidence, span, section.grew, left)
+    return interpret(_told_as(arch, section), before, section.evidence, span, section.grew, left)
 
 
 def recount(trace: Trace, numbers: Sequence[int] | None = None) -> None:
@@ -67,7 +74,7 @@ def recount(trace: Trace, numbers: Sequence[int] | None = None) -> None:
         row = int(operations.of_section[number])
         call = trace.call_of(row) if row >= 0 else ((), None)
         section = trace.section(number)
-        found = section_effects(section, *call, trace.page_size, trace.deaths)
+        found = section_effects(trace.arch, section, *call, trace.page_size, trace.deaths)
         for name in EFFECTS[:-1]:
             records.sections[name][number] = sum(effect.kind == name for effect in found)
         records.sections["victim"][number] = sum(len(effect.victims) for effect in found)

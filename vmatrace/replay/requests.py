@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from vmatrace.replay.files import Files, Unlearnt
 from vmatrace.replay.occurrence import Occurrence
+from vmatrace.replay.tags import untagged
 from vmatrace.rules.constants import (
     MADV,
     MAP_ANONYMOUS,
@@ -112,7 +113,7 @@ def request(seen: Occurrence, files: Files, page: int, whole: bool, execute_pkey
     call, entry = seen.call, seen.entry
     if call is None or entry is None:
         return Open(f"{seen.name} is not modelled")
-    args = dict(zip(entry.arguments, call.args, strict=False))
+    args = untagged(seen.arch, entry.name, dict(zip(entry.arguments, call.args, strict=False)))
     make = _MAKERS.get(entry.name)
     if make is not None:
         asked = Asked(seen, call.result, call.file, call.args, files, page, whole, execute_pkey)
