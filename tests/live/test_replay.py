@@ -53,6 +53,32 @@ def test_what_a_ring_too_small_loses_proves_no_divergence(tmp_path: Path) -> Non
     assert answer["passed"] > answer["undecided"]
 
 
+# A thousand VMAs between two free places: the one above them, too large for the lower one, takes the segment.
+_ATTACH_ABOVE = """
+import ctypes, ctypes.util
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = libc.shmat.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+page = 4096
+top = libc.mmap(None, 64 * page, 3, 0x22, -1, 0)
+low = libc.mmap(None, 2000 * page, 3, 0x22, -1, 0)
+for number in range(0, 2000, 2):
+    assert libc.mprotect(ctypes.c_void_p(low + number * page), page, 1) == 0
+assert libc.munmap(ctypes.c_void_p(top), 64 * page) == 0
+segment = libc.shmget(0, 48 * page, 0o600)
+placed = libc.shmat(segment, None, 0)
+libc.shmctl(segment, 0, None)
+assert placed > low, (hex(placed), hex(low))
+"""
+
+
+def test_a_segment_above_a_thousand_maps_is_no_divergence(tmp_path: Path) -> None:
+    recorded = record(tmp_path / "t.vmat", sys.executable, "-c", _ATTACH_ABOVE)
+    assert recorded.status == 0, recorded.stderr
+    answer = recorded.replay()
+    assert answer["failed"] == 0, json.dumps(answer["divergences"], indent=1)
+
+
 def test_the_rules_of_another_kernel_are_refuted(tmp_path: Path) -> None:
     program = "import mmap; x = [mmap.mmap(-1, 8192, flags=mmap.MAP_PRIVATE) for i in range(9)]; del x[::2]"
     recorded = record(tmp_path / "t.vmat", sys.executable, "-c", program)

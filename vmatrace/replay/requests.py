@@ -205,8 +205,8 @@ def _mapped_file(prot: int, flags: int, asked: Asked) -> FileGiven | Unlearnt | 
 
 
 def _nothing_there(asked: Asked) -> Open | Wrong:
-    """No mapped file was read where the call put it."""
-    if asked.whole and asked.seen.after:
+    """No mapped file was read where the call put it; only a look that reached there can tell that there is none."""
+    if asked.whole and any(walk.lo <= asked.result < walk.hi for walk in asked.seen.after):
         return Wrong(f"the call returned {asked.result:#x}, where no file is mapped")
     return Open("the mapped file was not read")
 
