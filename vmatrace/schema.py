@@ -86,6 +86,8 @@ OP_CLASSES: Final = {
     "OP_VECTOR": 14,  # process_madvise: ranges in user memory, maybe of another process
     "OP_OLD_MMAP": 15,  # i386: the arguments are a structure in user memory
     "OP_CREDENTIALS": 16,  # may gain or lose CAP_IPC_LOCK
+    "OP_ATTACH": 17,  # shmat: the second argument is where, 0 where the kernel picks the place
+    "OP_FROM": 18,  # takes away VMAs from its first argument on
 }
 
 ROW_BITS: Final = {

@@ -40,11 +40,11 @@ mseal                   RANGE   start,len,flags                          462  46
 remap_file_pages        RANGE   start,size,prot,pgoff,flags              216  257  234  253
 prctl                   PRCTL   option,arg2,arg3,arg4,arg5               157  172  167  172
 ioctl                   UFFD    fd,cmd,arg                               16   54   29   54
-shmat                   OTHER   shmid,shmaddr,shmflg                     30   397  196  305
-shmdt                   OTHER   shmaddr                                  67   398  197  306
+shmat                   ATTACH  shmid,shmaddr,shmflg                     30   397  196  305
+shmdt                   FROM    shmaddr                                  67   398  197  306
 ipc                     OTHER   call,first,second,third,ptr,fifth        -    117  -    -
 io_setup                OTHER   nr_events,ctxp                           206  245  0    243
-io_destroy              OTHER   ctx                                      207  246  1    244
+io_destroy              FROM    ctx                                      207  246  1    244
 map_shadow_stack        OTHER   addr,size,flags                          453  453  453  -
 fork                    FORK    -                                        57   2    -    2
 vfork                   FORK    -                                        58   190  -    190

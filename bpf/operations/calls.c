@@ -58,6 +58,13 @@ static __always_inline void ranges_of_call(struct space *s, u64 *args, u64 regs,
 	case OP_OLD_MMAP:
 		set_range(s, 0, 0, ADDR_END);
 		break;
+	case OP_ATTACH:	/* SHM_RND rounds the address down, by no more than 64 KiB */
+		if (args[1])
+			add_user_range(s, args[1] & ~0xffffULL, (1ULL << 60) - 1);
+		break;
+	case OP_FROM:
+		add_user_range(s, args[0], (1ULL << 60) - 1);
+		break;
 	case OP_FAULT:
 		add_user_range(s, compat_stack_pointer(regs), 1);
 		break;

@@ -31,7 +31,7 @@ OP_MREMAP: Final = OP_CLASSES["OP_MREMAP"]
 OP_FAULT: Final = OP_CLASSES["OP_FAULT"]
 # These map a range where nothing is left: whatever a merge takes away there is a neighbour on the other side.
 _MAPS_ANEW: Final = frozenset(
-    OP_CLASSES[name] for name in ("OP_MMAP", "OP_OLD_MMAP", "OP_BRK", "OP_MREMAP", "OP_OTHER")
+    OP_CLASSES[name] for name in ("OP_MMAP", "OP_OLD_MMAP", "OP_BRK", "OP_MREMAP", "OP_OTHER", "OP_ATTACH")
 )
 # Calls of these classes move no VMA's start down themselves: such a store is a stack that grew in a fault.
 _MAY_FAULT: Final = tuple(OP_CLASSES[name] for name in ("OP_NONE", "OP_LIMITS", "OP_CREDENTIALS", "OP_EXEC", "OP_FORK"))

@@ -27,7 +27,8 @@ BASE: Final = -2
 
 CUT: Final = COVER_FLAGS["COVER_CUT"]
 TELLING: Final = tuple(
-    OP_CLASSES["OP_" + name] for name in ("MMAP", "OLD_MMAP", "BRK", "MREMAP", "OTHER", "FAULT", "FORK", "EXEC")
+    OP_CLASSES["OP_" + name]
+    for name in ("MMAP", "OLD_MMAP", "BRK", "MREMAP", "OTHER", "FAULT", "FORK", "EXEC", "ATTACH", "FROM")
 )
 """Classes of calls that change no VMA in place outside the ranges that they name."""
 _CHUNK: Final = 16384
