@@ -114,6 +114,7 @@ class Replayer:
                 state = self.states.get(int(records.faults["space"][number]))
                 if state is not None:
                     state.credits += 1
+                    state.events += 1
             elif what == FILE:
                 self._describe(info_of(records.files[number]))
             elif what == TASK:
@@ -202,6 +203,8 @@ class Replayer:
             self.states[seen.columns.space] = state
         if self.losses is not None and not state.lossy:
             state.lossy = self.losses.between(-1, seen.last_index)
+        state.now = (seen.columns.space, seen.columns.number)
+        state.contradicted = None
         if seen.lost:
             state.forget()
         if seen.sections:
@@ -261,6 +264,16 @@ class Replayer:
             bool(columns.changed), expected, observed, call, seen.tid or state.pid, columns.order, layouts,
         )  # fmt: skip
         self.verdicts.append(noted)
+
+
+    def contradict(self, where: tuple[int, int], by: tuple[int, int], problem: str) -> None:
+        """Of two reads that cannot both be true the first has its verdict already: it FAILED as well."""
+        for at in range(len(self.verdicts) - 1, -1, -1):
+            found = self.verdicts[at]
+            if (found.space, found.op) == where and found.op >= 0:
+                reason = f"what it read does not agree with operation {by[1]} of address space {by[0]}: {problem}"
+                self.verdicts[at] = found._replace(verdict=FAILED, reason=reason, observed=reason)
+                return
 
 
 def run(trace: Trace, rules: str | RuleSet = "auto", without: Collection[str] = ()) -> ReplayResult:

@@ -8,6 +8,7 @@ from vmatrace.replay import evidence as second
 from vmatrace.replay import sync
 from vmatrace.replay.doubts import ENDED, LOST, LOST_WITHIN, UNKNOWN_STATE, excuse
 from vmatrace.replay.files import LEARNABLE, access_of
+from vmatrace.replay.gains import Past
 from vmatrace.replay.occurrence import Occurrence, errno_name
 from vmatrace.replay.requests import SKIPPED_KINDS, UNKNOWN, Learn, Open, Request, Skip
 from vmatrace.replay.result import FAILED, PASSED, SKIPPED, UNDECIDED
@@ -119,6 +120,8 @@ class Judge:
             self.adopt()
             self.finish(UNDECIDED, why)
             return
+        if self.state.contradicted is not None:
+            self.all.contradict(self.state.contradicted, self.state.now, problem)
         result = self.result
         lo, hi = self.span()
         expected = tuple(self.state.space.overlapping(lo, hi))
@@ -149,7 +152,13 @@ class Judge:
         """Keep what was read and changed, which tells later when a fault may have come."""
         space = self.state.space
         walks = [(walk.lo, walk.hi) for walk in (*self.seen.before, *self.seen.after) if not walk.flags]
-        self.state.history.append((walks, space.journal))
+        history = self.state.history
+        events = self.state.events
+        if self.seen.downgraded:  # a fault may have been under way when it was read: its event came just before
+            events = history[-1].events if history else 0
+        history.append(Past(walks, space.journal, events))
+        if self.state.taken:
+            self.state.let_go(space.journal)
         space.journal = []
 
     # ---- predicting ----

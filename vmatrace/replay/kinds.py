@@ -110,6 +110,9 @@ def _copy(judge: Judge) -> Child:
     child.counters_known = state.counters_known
     child.inherited = state.credits + state.inherited
     child.guards = list(state.guards)
+    if state.taken:
+        parents = ((vma, state.space.at(vma.start)) for vma in child.space)
+        child.taken = {vma.obj: state.taken[old.obj] for vma, old in parents if old and old.obj in state.taken}
     child.forked_uffd = [vma[:2] for vma in state.space if vma.uffd is not None]
     child.lossy = state.lossy
     child.execute_pkey = state.execute_pkey

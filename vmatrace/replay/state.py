@@ -10,50 +10,23 @@ from collections import deque
 from collections.abc import Hashable, Sequence
 from typing import Final, NamedTuple
 
+from vmatrace.replay.gains import LOST, REMEMBERED, Gains, Interval, Past, gain
 from vmatrace.replay.intervals import Intervals
 from vmatrace.replay.space import Change, TracedSpace, WatchedSpace
 from vmatrace.rules.model import MmState
-from vmatrace.vma import ACCESS, MAYBE_GUARD, MAYWRITE, SHARED, SOFTDIRTY, Vma, flag_names
+from vmatrace.vma import MAYBE_GUARD, Vma, flag_names
 
 EVERYTHING: Final = (1 << 64) - 1
-
-Interval = tuple[int, int]
 
 # Fields of a VMA that are compared as they are, by their place in the value.
 _PLAIN_FIELDS: Final = ((3, "pgoff"), (5, "anonymous"), (6, "close hook"), (9, "userfaultfd"), (11, "name"))
 
-# Stands in the history where anything may have happened.
-_LOST: Final[tuple[list[Interval], list[Change]]] = ([], [])
-
-# Operations of an address space that are remembered; what was last read before them counts as long ago.
-_REMEMBERED: Final = 256
 
 def is_symbol(identity: Hashable) -> bool:
     """Whether an identity is of the model and not read yet: a negative number, or a tuple ending in one."""
     if type(identity) is int:
         return identity < 0
     return type(identity) is tuple and bool(identity) and type(identity[-1]) is int and identity[-1] < 0
-
-
-class Gains(NamedTuple):
-    """Where in a comparison a VMA stands: what may have changed outside the write lock, and who is beside it."""
-
-    allowed: bool
-    model: Sequence[Vma]
-    rows: Sequence[Vma]
-    at: int
-
-    def neighbours(self, space: TracedSpace) -> list[tuple[Vma, bool]]:
-        """The VMAs above and below, as seen, each with whether it had its anon_vma before this comparison."""
-        rows, at = self.rows, self.at
-        found: list[tuple[Vma, bool]] = []
-        above = space.find(rows[at].end) if at + 1 == len(rows) else None
-        below = space.below(rows[at].start) if at == 0 else None
-        if at + 1 < len(rows):
-            found.append((rows[at + 1], self.model[at + 1].anon_vma is not None))
-        if at:
-            found.append((rows[at - 1], self.model[at - 1].anon_vma is not None))
-        return found + [(vma, True) for vma in (above, below) if vma is not None]
 
 
 class KernelFacts(NamedTuple):
@@ -72,10 +45,8 @@ class SpaceState:
     """One address space: the model, the mm's fields, and what is not known of it."""
 
     __slots__ = (
-        "bound", "counters_known", "credits", "execute_pkey", "forked_uffd", "guards", "history", "homes", "inherited",
-        "kernel",
-        "lossy", "mm", "pid",
-        "seq", "space", "unknown",
+        "bound", "contradicted", "counters_known", "credits", "events", "execute_pkey", "forked_uffd", "guards",
+        "history", "homes", "inherited", "kernel", "lossy", "mm", "now", "pid", "seq", "space", "taken", "unknown",
     )  # fmt: skip
 
     def __init__(self, space: TracedSpace, mm: MmState, pid: int, kernel: KernelFacts) -> None:
@@ -87,8 +58,9 @@ class SpaceState:
         self.unknown = Intervals()
         self.counters_known = True
         #: The last operations: what each read, and what it changed.
-        self.history: deque[tuple[list[Interval], list[Change]]] = deque(maxlen=_REMEMBERED)
-        #: anon_vma gains that were seen as events and not yet in a VMA.
+        self.history: deque[Past] = deque(maxlen=REMEMBERED)
+        #: anon_vma gains that were seen as events: all of them, and those not yet seen in a VMA.
+        self.events = 0
         self.credits = 0
         #: The same at the parent when this space was copied.
         self.inherited = 0
@@ -106,6 +78,12 @@ class SpaceState:
         self.execute_pkey = 0
         #: The last write section that was judged.
         self.seq = 0
+        #: Address space and number of the operation that is being judged.
+        self.now = (-1, -1)
+        #: VMA objects of which one read told what nothing predicts, and the operation that read it.
+        self.taken: dict[Hashable, tuple[int, int]] = {}
+        #: The operation whose read is contradicted by the difference found last.
+        self.contradicted: tuple[int, int] | None = None
 
     # ---- what is known ----
 
@@ -113,7 +91,7 @@ class SpaceState:
         """Everything may have changed: records were lost."""
         self.forget_interval(0, EVERYTHING)
         self.counters_known = False
-        self.history.append(_LOST)
+        self.history.append(LOST)
 
     def forget_interval(self, lo: int, hi: int) -> None:
         """``[lo, hi)`` may have changed."""
@@ -167,16 +145,24 @@ class SpaceState:
     # ---- comparing ----
 
     def check(
-        self, lo: int, hi: int, rows: Sequence[Vma], names: dict[Hashable, Hashable], gains: bool
+        self,
+        lo: int,
+        hi: int,
+        rows: Sequence[Vma],
+        names: dict[Hashable, Hashable],
+        gains: bool,
+        read: Sequence[Interval] | None = (),
     ) -> str:
         """Hold ``rows``, complete for ``[lo, hi)``, against the model; "" or the first difference.
 
         Symbols are bound to what was read; ``names`` holds the objects born in the operation. ``gains``:
-        what may change outside the write lock may have changed.
+        what may change outside the write lock may have changed. ``read``: as in `Gains`.
         """
         model = self.space.overlapping(lo, hi)
         if self.kernel.two_offsets:
             rows = [self._with_offset(row) for row in rows]
+        if self.taken:
+            self._confirm(model, rows)
         if model == rows:
             return ""
         if len(model) != len(rows):
@@ -184,7 +170,7 @@ class SpaceState:
         for at, (mine, seen) in enumerate(zip(model, rows, strict=True)):
             if mine is seen or mine == seen:
                 continue
-            why = self._unify(mine, seen, names, Gains(gains, model, rows, at))
+            why = self._unify(mine, seen, names, Gains(gains, read, model, rows, at))
             if why:
                 return why
             self.space.substitute((mine,), (seen,))
@@ -202,26 +188,48 @@ class SpaceState:
             return _layout_difference([mine], [seen])
         if mine.obj != seen.obj:
             expected = names.get(mine.obj, mine.obj)
-            if expected != seen.obj and not (is_symbol(expected) and not is_symbol(seen.obj)):
-                return f"{_at(seen)}: another VMA object than expected"
+            if expected != seen.obj:
+                if not is_symbol(expected) or is_symbol(seen.obj):
+                    return self._contradiction(mine, f"{_range(seen)}: another VMA object than expected")
+                self.taken[seen.obj] = self.now
         if mine.flags != seen.flags and not self._flags_may_differ(mine, seen, gains.allowed):
-            return f"{_at(seen)}: flags {_flags(seen.flags)}, expected {_flags(mine.flags)}"
+            return f"{_range(seen)}: flags {_flags(seen.flags)}, expected {_flags(mine.flags)}"
         for number, name in _PLAIN_FIELDS:
             if mine[number] != seen[number]:
-                return f"{_at(seen)}: {name} {_text(seen[number])}, expected {_text(mine[number])}"
+                return f"{_range(seen)}: {name} {_text(seen[number])}, expected {_text(mine[number])}"
         if mine.policy != seen.policy:
-            return f"{_at(seen)}: policy {seen.policy}, expected {mine.policy}"
+            return f"{_range(seen)}: policy {seen.policy}, expected {mine.policy}"
         if mine.file != seen.file and not self._bind(mine.file, seen.file):
-            return f"{_at(seen)}: another file than expected"
-        if mine.anon_vma != seen.anon_vma and not self._bind(mine.anon_vma, seen.anon_vma):
+            return f"{_range(seen)}: another file than expected"
+        if mine.anon_vma != seen.anon_vma:
             if mine.anon_vma is None and gains.allowed:
-                return self._gain(seen, gains)
-            return f"{_at(seen)}: {_av(seen)}, expected {_av(mine)}"
+                self.taken[seen.obj] = self.now
+                return gain(self, seen, gains)
+            if not self._bind(mine.anon_vma, seen.anon_vma):
+                return self._contradiction(mine, f"{_range(seen)}: {_av(seen)}, expected {_av(mine)}")
+            self.taken[seen.obj] = self.now
         if mine.forked != seen.forked:
-            return f"{_at(seen)}: forked {seen.forked}, expected {mine.forked}"
+            return f"{_range(seen)}: forked {seen.forked}, expected {mine.forked}"
         if seen.anon_vma is not None:
             self.homes[seen.anon_vma] = seen.start
         return ""
+
+    def _confirm(self, model: Sequence[Vma], rows: Sequence[Vma]) -> None:
+        """What one read told and another tells as well is no single record's word any more."""
+        for mine, seen in zip(model, rows, strict=False):
+            if mine == seen:
+                self.taken.pop(seen.obj, None)
+
+    def let_go(self, changes: Sequence[Change]) -> None:
+        """VMA objects that are gone will not be read again."""
+        for old, new in changes:
+            for gone in {vma.obj for vma in old} - {vma.obj for vma in new}:
+                self.taken.pop(gone, None)
+
+    def _contradiction(self, mine: Vma, problem: str) -> str:
+        """A difference that may be the fault of an earlier read, whose word alone the model took."""
+        self.contradicted = self.taken.pop(mine.obj, None)
+        return problem
 
     def _bind(self, symbol: Hashable, seen: Hashable) -> bool:
         """Whether a symbol stands for what was seen, from now on if it is new."""
@@ -236,102 +244,6 @@ class SpaceState:
             return self.lossy or any(lo < seen.end and seen.start < hi for lo, hi in self.guards)
         return not difference
 
-    def _gain(self, seen: Vma, gains: Gains) -> str:
-        """A VMA has an anon_vma that the model does not know: whether it may have gained it."""
-        if seen.flags & (SHARED | MAYWRITE) != MAYWRITE and not self._guarded(seen):
-            return f"{_at(seen)}: an anon_vma in a mapping that can have none"
-        if seen.forked:
-            if self.inherited <= 0 and not self.lossy:
-                return f"{_at(seen)}: a forked anon_vma that no fork explains"
-            self.inherited -= 1
-            return ""
-        if self.credits <= 0 and not self.lossy:
-            return f"{_at(seen)}: an anon_vma that no fault explains"
-        self.credits -= 1
-        self.history.append(([], [((), (seen,))]))
-        donors = [(v, old) for v, old in gains.neighbours(self.space) if _may_share(v, seen, self.kernel.shift)]
-        if any(donor.anon_vma == seen.anon_vma for donor, _ in donors) or self._changed_beside(seen):
-            return ""
-        if self._handed_on(seen) or self._unread_donor(seen, gains):
-            return ""
-        if any(old for _, old in donors):
-            return f"{_at(seen)}: a new anon_vma, expected the neighbour's"
-        home = self.homes.get(seen.anon_vma)
-        other = self.space.at(home) if home is not None else None
-        if other is not None and other.anon_vma == seen.anon_vma and other.start != seen.start:
-            return f"{_at(seen)}: the anon_vma of a VMA that cannot share it"
-        self.homes[seen.anon_vma] = seen.start
-        return ""
-
-    def _handed_on(self, seen: Vma) -> bool:
-        """Whether neighbours that gained an anon_vma unseen may have handed it on, one to the next."""
-        shift, found = self.kernel.shift, self.space
-        for up in (False, True):
-            vma = seen
-            # Each one between that has none yet must have had a fault of its own.
-            for _ in range(self.credits + 1):
-                beside = found.at(vma.end if up else vma.start - 1)
-                if beside is None or not _fit(vma, beside, shift):
-                    break
-                if beside.anon_vma is not None:
-                    if beside.anon_vma == seen.anon_vma and not beside.forked:
-                        return True
-                    break
-                vma = beside
-        return False
-
-    def _unread_donor(self, seen: Vma, gains: Gains) -> bool:
-        """Whether a neighbour that was not read may have gained an anon_vma first, and this VMA shares that."""
-        if self.credits <= 0 and not self.lossy:
-            return False
-        above = self.space.at(seen.end) if gains.at + 1 == len(gains.rows) else None
-        below = self.space.at(seen.start - 1) if gains.at == 0 else None
-        return any(
-            other is not None and other.anon_vma is None and _fit(other, seen, self.kernel.shift)
-            for other in (above, below)
-        )
-
-    def _guarded(self, seen: Vma) -> bool:
-        """Whether guard regions gave a VMA its anon_vma where they did that to any: before they spared files."""
-        return self.kernel.any_guarded and any(lo < seen.end and seen.start < hi for lo, hi in self.guards)
-
-    def _changed_beside(self, seen: Vma) -> bool:
-        """Whether a VMA beside this one changed after it was last read: the fault may have come before that."""
-        if any(_concerns(vma, seen) for old, new in self.space.journal for vma in (*old, *new)):
-            return True
-        for walks, changes in reversed(self.history):
-            if walks is _LOST[0]:
-                return True
-            if any(new == (seen,) for _, new in changes):
-                continue  # this very gain
-            if any(lo <= seen.start < hi for lo, hi in walks):
-                return False
-            if any(_concerns(vma, seen) for old, new in changes for vma in (*old, *new)):
-                return True
-        return len(self.history) == _REMEMBERED
-
-
-def _concerns(vma: Vma, seen: Vma) -> bool:
-    """Whether a VMA touches another, or has its anon_vma."""
-    return (vma.start <= seen.end and seen.start <= vma.end) or vma.anon_vma == seen.anon_vma
-
-
-def _may_share(donor: Vma, vma: Vma, shift: int) -> bool:
-    """Whether find_mergeable_anon_vma would take the anon_vma of ``donor`` for ``vma``."""
-    return donor.anon_vma is not None and not donor.forked and _fit(donor, vma, shift)
-
-
-def _fit(one: Vma, other: Vma, shift: int) -> bool:
-    """anon_vma_compatible: adjacent and alike but for what mprotect may change."""
-    lower, upper = (one, other) if one.start < other.start else (other, one)
-    if lower.end != upper.start:
-        return False
-    if lower.policy != upper.policy or lower.file != upper.file:
-        return False
-    if (lower.flags ^ upper.flags) & ~(ACCESS | SOFTDIRTY | MAYBE_GUARD):
-        return False
-    return lower.pgoff - upper.pgoff == (lower.start - upper.start) >> shift
-
 
 def _layout_difference(model: Sequence[Vma], rows: Sequence[Vma]) -> str:
     mine, seen = [_range(v) for v in model], [_range(v) for v in rows]
@@ -345,10 +257,6 @@ def _layout_difference(model: Sequence[Vma], rows: Sequence[Vma]) -> str:
 
 def _range(vma: Vma) -> str:
     return f"[{vma.start:#x}, {vma.end:#x})"
-
-
-def _at(vma: Vma) -> str:
-    return _range(vma)
 
 
 def _flags(bits: int) -> str:

@@ -59,13 +59,14 @@ def after_differs(state: SpaceState, seen: Occurrence, names: dict[Hashable, Has
     ``names``: the objects born in between. ``gains``: what may change outside the write lock may have.
     """
     several = len(seen.sections) > 1
+    read = None if several else [(walk.lo, walk.hi) for walk in seen.before]
     for at, (lo, hi, flags, vmas) in enumerate(seen.after):
         if flags or (several and seen.overwritten(at)):
             continue
         if state.unknown and not state.is_known(lo, hi):
             continue
         loose = gains or not any(walk.lo <= lo and hi <= walk.hi for walk in seen.before)
-        problem = state.check(lo, hi, vmas, names, loose)
+        problem = state.check(lo, hi, vmas, names, loose, read)
         if problem:
             return problem
     return ""
