@@ -3,6 +3,9 @@
 #ifndef VMA_COMPAT_H
 #define VMA_COMPAT_H
 
+/* bpf_probe_read_user under a name of ours: bcc reads all of kallsyms anew at each call that it knows by that one. */
+static long (*read_user)(void *to, u32 size, const void *from) = (void *)BPF_FUNC_probe_read_user;
+
 /* Newer compilers drop a mask that they can prove needless, and the verifier cannot prove it: hide the value. */
 static __always_inline u64 hidden(u64 value)
 {
@@ -99,6 +102,23 @@ static __always_inline u64 compat_read_answer(u64 regs)
 	bpf_probe_read_kernel(&answer, 8, (void *)(regs + OFF_regs_ax));
 	return answer;
 }
+
+/* The word where a function that has pushed nothing keeps its return address. */
+static __always_inline u64 compat_leaf_return(u64 regs, u32 abi)
+{
+	u64 word = 0;
+
+	read_user(&word, abi ? 4 : 8, (void *)compat_stack_pointer(regs));
+	return word;
+}
+
+/* Whether eight bytes of text end in a call: e8 and a distance, or ff /2 in one of its lengths. */
+static __always_inline int compat_is_call(u8 *code)
+{
+#define CALLS_BY_WORD(n)	(code[n] == 0xff && (code[n + 1] >> 3 & 7) == 2)
+	return code[3] == 0xe8 || CALLS_BY_WORD(6) || CALLS_BY_WORD(5) || CALLS_BY_WORD(4) || CALLS_BY_WORD(2) ||
+	       CALLS_BY_WORD(1);
+}
 #elif defined(ARCH_ARM64)
 static __always_inline u64 compat_call_number(u64 regs)
 {
@@ -147,6 +167,23 @@ static __always_inline u64 compat_read_answer(u64 regs)
 
 	bpf_probe_read_kernel(&answer, 8, (void *)regs);
 	return answer;
+}
+
+/* The link register: the return address of a function that has called nothing. */
+static __always_inline u64 compat_leaf_return(u64 regs, u32 abi)
+{
+	u64 word = 0;
+
+	bpf_probe_read_kernel(&word, 8, (void *)(regs + (abi ? 14 : 30) * 8));
+	return word;
+}
+
+/* Whether eight bytes of text end in bl or blr. */
+static __always_inline int compat_is_call(u8 *code)
+{
+	u32 last = *(u32 *)(code + 4);
+
+	return last >> 26 == 0x25 || (last & 0xfffffc1f) == 0xd63f0000;
 }
 #endif
 #endif

@@ -13,7 +13,6 @@ Nothing here reads or writes files.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -196,9 +195,7 @@ class Field:
     pointer: bool = False
 
 
-def _f(name: str, type: str, role: str, doc: str, pointer: bool = False) -> Field:
-    return Field(name, type, role, doc, pointer)
-
+_f: Final = Field
 
 _WHEN = (
     _f("index", "u64", INPUT, "position in the order in which records left the kernel; one order over all tables"),
@@ -301,11 +298,7 @@ TASK_FIELDS: Final = (
     _f("def_flags", "u64", INPUT, "FORK: the child's"),
     _f("brk", "u64", INPUT, "FORK: the child's"),
 )
-FAULT_FIELDS: Final = (
-    *_WHEN,
-    *_WHO,
-    _f("in_section", "u8", INFORMATIONAL, "1: inside a write section of the task"),
-)
+FAULT_FIELDS: Final = (*_WHEN, *_WHO, _f("in_section", "u8", INFORMATIONAL, "1: inside a write section of the task"))
 FILE_FIELDS: Final = (
     *_WHEN,
     _f("file", "u64", INPUT, "struct file", pointer=True),
@@ -366,6 +359,15 @@ LIMIT_FIELDS: Final = (
     _f("name", "text", INPUT, "RLIMIT_AS RLIMIT_DATA RLIMIT_STACK RLIMIT_MEMLOCK CAP_IPC_LOCK personality or a sysctl"),
     _f("value", "u64", INPUT, "its value from here on"),
 )
+FRAME_FIELDS: Final = (_f("address", "u64", INFORMATIONAL, "where the code goes on; the first: after the call"),)
+STACK_FIELDS: Final = (
+    _f("stack", "u32", INFORMATIONAL, "its number, from 1 on"),
+    _f("frames", "list<frame>", INFORMATIONAL, "innermost first, up to 64, by frame pointers"),
+)
+CALL_STACK_FIELDS: Final = (
+    _f("index", "u64", INFORMATIONAL, "the call with this index"),
+    _f("stack", "u32", INFORMATIONAL, "its user stack in the table stacks, 0: lost"),
+)
 LOSS_FIELDS: Final = (
     _f("index", "u64", INPUT, "after this record"),
     _f("time", "u64", INFORMATIONAL, "when the reader noticed, ns"),
@@ -378,6 +380,7 @@ ROW_TABLES: Final = {
     "evidence": EVIDENCE_FIELDS,
     "neighbour": NEIGHBOUR_FIELDS,
     "descriptor": DESCRIPTOR_FIELDS,
+    "frame": FRAME_FIELDS,
 }
 TABLES: Final = {
     "sections": SECTION_FIELDS,
@@ -388,12 +391,9 @@ TABLES: Final = {
     "limits": LIMIT_FIELDS,
     "losses": LOSS_FIELDS,
     "decisions": DECISION_FIELDS,
+    "stacks": STACK_FIELDS,
+    "call_stacks": CALL_STACK_FIELDS,
 }
 """Name -> fields. A trace's record batch holds one row; each table is one of its columns, a list of structs."""
-LAYER_TABLES: Final = {"decisions": "decisions"}
-"""Tables that only a trace with a layer has, and that layer."""
-
-
-def tables_of(layers: Iterable[str]) -> dict[str, tuple[Field, ...]]:
-    """The tables of a trace with those layers."""
-    return {name: fields for name, fields in TABLES.items() if LAYER_TABLES.get(name) in (None, *layers)}
+LAYER_TABLES: Final = {"decisions": "decisions", "stacks": "stacks", "call_stacks": "stacks"}
+"""Tables that only a trace with a layer has, and that layer (``stacks``: recorded with --stacks)."""

@@ -341,7 +341,7 @@ HOOK(sys_exit)
 	cells[12] = args[3];
 	cells[13] = args[4];
 	cells[14] = args[5];
-	cells[15] = 0;
+	cells[15] = class == OP_EXEC ? 0 : user_stack(ctx, regs, abi);
 	send_small(cells);
 	return 0;
 }

@@ -72,9 +72,6 @@ BPF_PROG_ARRAY(walker, 2);
 BPF_HASH(foreign_mm, u32, u64, 1024);	/* task -> the mm of another process whose write lock it holds */
 BPF_ARRAY(foreign_open, u64, 1);	/* how many there are: mostly none, and nobody needs to look */
 
-/* bpf_probe_read_user under a name of ours: bcc reads all of kallsyms anew at each call that it knows by that one. */
-static long (*read_user)(void *to, u32 size, const void *from) = (void *)BPF_FUNC_probe_read_user;
-
 static __always_inline u64 bump(int which)
 {
 	u64 *count = counts.lookup(&which);

@@ -73,8 +73,8 @@ def test_every_field_says_its_role() -> None:
     assert struct.num_fields == len(CALL_FIELDS)
     assert struct.field("result").metadata[b"role"] == b"predicted"
     assert struct.field("arg0").metadata[b"doc"]
-    assert set(schema.names) == {*TABLES, "end"} - {"decisions"}
-    assert set(arrow_schema({"layers": ["operations", "decisions"]}).names) == {*TABLES, "end"}
+    assert set(schema.names) == {*TABLES, "end"} - {"decisions", "stacks", "call_stacks"}
+    assert set(arrow_schema({"layers": ["operations", "decisions", "stacks"]}).names) == {*TABLES, "end"}
 
 
 def test_a_column_that_does_not_exist_is_refused(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ SPECIAL = {
     "vmafuzz": ["-pthread"],
     "threads": ["-pthread"],
     "demo": ["-pthread"],
+    "stacks": ["-fno-omit-frame-pointer", "-fno-optimize-sibling-calls"],
 }
 OPTIONAL = frozenset({"compat32"})
 

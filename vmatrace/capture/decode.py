@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from vmatrace.capture.decode_decisions import DecisionDecoder
 from vmatrace.capture.ring import FILE_CELLS, Cells, Places
+from vmatrace.capture.stacks import UserStacks
 from vmatrace.schema import CELLS, KINDS, MISC, ROW_BITS
 
 Column = Any
@@ -79,6 +80,8 @@ class Decoder:
         self.dropped = 0
         self._parts: dict[int, _Parts] = {}
         self._decide: DecisionDecoder | None = None
+        #: Numbers the user stacks that calls carry, where they do.
+        self.stacks: UserStacks | None = None
 
     def expect_decisions(self, hooks: Sequence[str]) -> None:
         """Records of the decisions layer will come; ``hooks``: the symbol of each probe that is on a file's hook."""
@@ -112,6 +115,8 @@ class Decoder:
                 tables[name] = decode(cells, heads[places], index[places])
                 if name == "sections":
                     tables[name]["parts"] = np.ones(len(places), dtype=np.uint16) if parts is None else parts[places]
+        if self.stacks is not None and "calls" in tables:
+            tables |= self.stacks.tables(tables["calls"]["index"], cells[heads[kind == KINDS["CALL"]] + 1, 7])
         return tables
 
     def _join(self, cells: Cells, heads: Places, index: Array, in_section: Array) -> tuple[Cells, Places, Array, Array]:

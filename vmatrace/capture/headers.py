@@ -269,7 +269,7 @@ def text_ranges(names: Iterable[str], kallsyms: Path = KALLSYMS) -> dict[str, tu
     return sizes
 
 
-def kernel_constants(btf: Btf, *, ring_pages: int, max_spaces: int) -> str:
+def kernel_constants(btf: Btf, *, ring_pages: int, max_spaces: int, user_stacks: int = 0) -> str:
     """The text of vmatrace_kernel.h for the kernel that ``btf`` describes and whose kallsyms are readable."""
     machine = platform.machine()
     if machine not in _ARCH:
@@ -289,6 +289,7 @@ def kernel_constants(btf: Btf, *, ring_pages: int, max_spaces: int) -> str:
         f"#define RING_PAGES {ring_pages}",
         f"#define MAX_SPACES {max_spaces}",
         f"#define MMAP_LOCK_WRITE {_mmap_lock_write_argument(btf)}",
+        *([f"#define USER_STACKS {user_stacks}"] if user_stacks else []),
     ]
     lock = btf.member("vm_area_struct", "vm_lock")
     if lock is not None and lock.type_name.endswith("*"):
@@ -332,11 +333,14 @@ def _text_lines() -> list[str]:
     return [*lines, f"#define TEXT_vma_lo {low:#x}ULL", f"#define TEXT_vma_span {high - low}ULL"]
 
 
-def write_headers(into: Path, btf: Btf, *, ring_pages: int, max_spaces: int) -> Path:
-    """Write all generated headers below ``into``; return the folder for BCC_KERNEL_SOURCE."""
+def write_headers(into: Path, btf: Btf, *, ring_pages: int, max_spaces: int, user_stacks: int = 0) -> Path:
+    """Write all generated headers below ``into``; return the folder for BCC_KERNEL_SOURCE.
+
+    ``user_stacks``: room for so many different stacks of calls; 0: none are taken.
+    """
     root = header_tree(into)
     (root / "vmatrace_events.h").write_text(c_header())
     (root / "vmatrace_kernel.h").write_text(
-        kernel_constants(btf, ring_pages=ring_pages, max_spaces=max_spaces)
+        kernel_constants(btf, ring_pages=ring_pages, max_spaces=max_spaces, user_stacks=user_stacks)
     )
     return root

@@ -6,6 +6,7 @@ Holds no policy of a recording (when it ends, where it goes): that is session.py
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import platform
 import tempfile
@@ -39,8 +40,10 @@ TRACEPOINTS = (
     "exit_mmap",
 )
 # One program for bcc, which rewrites map calls in the main file only: the parts are put together in this order.
-SOURCES = ("space.c", "records.c", "files.c", "walk.c", "calls.c", "evidence.c", "lives.c", "snapshot.c")
+SOURCES = ("space.c", "records.c", "files.c", "walk.c", "stacks.c", "calls.c", "evidence.c", "lives.c", "snapshot.c")
 SNAPSHOT_WORDS = 24
+USER_STACKS = 1 << 15
+"""Different user stacks of one recording; two that fall into one place of the kernel's map count as one lost."""
 FIRST_OWN_SPACE = 1 << 24
 """Address spaces registered from here get numbers from this one on; those registered in BPF count from 1."""
 
@@ -49,14 +52,18 @@ class Operations:
     """A loaded operations layer. ``attach`` arms it; ``close`` detaches everything.
 
     ``decisions``: the programs of the decisions layer are compiled too (`vmatrace.capture.decisions` attaches them).
+    ``stacks``: calls carry their user stack.
     """
 
-    def __init__(self, *, ring_bytes: int = 16 << 20, max_spaces: int = 1024, decisions: bool = False) -> None:
+    def __init__(
+        self, *, ring_bytes: int = 16 << 20, max_spaces: int = 1024, decisions: bool = False, stacks: bool = False
+    ) -> None:
         btf = kernel_btf.load()
         parts = [f"operations/{part}" for part in SOURCES]
         page = os.sysconf("SC_PAGE_SIZE")
         with tempfile.TemporaryDirectory(prefix="vmatrace-") as folder:
-            root = write_headers(Path(folder), btf, ring_pages=ring_bytes // page, max_spaces=max_spaces)
+            room = {"ring_pages": ring_bytes // page, "max_spaces": max_spaces, "user_stacks": USER_STACKS * stacks}
+            root = write_headers(Path(folder), btf, **room)
             if decisions:
                 (root / "vmatrace_decisions.h").write_text(decisions_header(btf))
                 parts += [f"decisions/{part}" for part in DECISION_SOURCES]
@@ -128,6 +135,11 @@ class Operations:
         data = self.program.read_iterator(self._iterator)
         whole = len(data) // (8 * SNAPSHOT_WORDS) * SNAPSHOT_WORDS * 8
         return np.frombuffer(data[:whole], dtype=np.uint64).reshape(-1, SNAPSHOT_WORDS)
+
+    def user_stack(self, number: int) -> list[int]:
+        """The return addresses of a user stack, innermost first."""
+        found = self.program.table("user_stacks")[ctypes.c_uint32(number)]
+        return list(itertools.takewhile(bool, found.address))
 
     def counts(self) -> dict[str, list[int]]:
         """Counters by name, a number per CPU: records made, records lost, address spaces that found no room."""

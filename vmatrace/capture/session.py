@@ -29,6 +29,7 @@ from vmatrace.capture.precheck import (
 )
 from vmatrace.capture.sink import Sink
 from vmatrace.capture.snapshot import SpaceView, find_place, snapshot_tables, split_views
+from vmatrace.capture.stacks import UserStacks
 from vmatrace.capture.wanted import Outcome, Wanted
 from vmatrace.errors import CannotTrace, UsageError, VmatraceError
 from vmatrace.fingerprint import live_profile
@@ -75,6 +76,7 @@ class Session:
                         ring_bytes=self.wanted.ring_bytes,
                         max_spaces=self.wanted.max_spaces,
                         decisions=bool(plan),
+                        stacks=self.wanted.stacks,
                     )
                     try:
                         self.profile = profile.result()
@@ -119,7 +121,7 @@ class Session:
             "command": list(self.wanted.command),
             "pids": [child.pid] if child else list(self._pids),
             "everything": self.wanted.everything,
-            "layers": ["operations", "decisions"] if self.decisions else ["operations"],
+            "layers": ["operations", *["decisions"] * bool(self.decisions), *["stacks"] * self.wanted.stacks],
             **({"decisions": self.decisions.header()} if self.decisions else {}),
             "evidence": {"births": True, "deaths": self._deaths, "credentials": True},
             "clocks": {"monotonic": time.monotonic_ns(), "realtime": time.time_ns()},
@@ -134,6 +136,8 @@ class Session:
         )
         if self.decisions:
             self.sink.decoder.expect_decisions(self.decisions.hooks())
+        if self.wanted.stacks:
+            self.sink.decoder.stacks = UserStacks(self.layer.user_stack)
 
     def _start(self, child: targets.Target | None) -> None:
         self.layer.attach()
@@ -313,6 +317,8 @@ class Session:
             )
         while self._flush(ended):
             pass
+        if (stacks := self.sink.decoder.stacks) and stacks.lost:
+            self.outcome.trouble.append(VmatraceError(f"{stacks.lost} calls are without their stack: no room for it"))
         lost = sum(counts["lost"]) + self.sink.decoder.dropped + missed
         if lost > self._lost_seen:
             self._note_loss(lost - self._lost_seen)

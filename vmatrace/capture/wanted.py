@@ -14,7 +14,7 @@ from vmatrace.errors import VmatraceError
 class Wanted:
     """What to record and where to. Exactly one of ``command``, ``pids``, ``everything`` is given.
 
-    ``ways``: how functions may be probed, the best first.
+    ``stacks``: keep the user stack of each call. ``ways``: how functions may be probed, the best first.
     """
 
     output: Path
@@ -28,6 +28,7 @@ class Wanted:
     ring_bytes: int = 16 << 20
     max_spaces: int = 1024
     layer: str = "auto"
+    stacks: bool = False
     ways: tuple[Way, ...] = WAYS
 
 

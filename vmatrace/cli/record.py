@@ -29,6 +29,7 @@ def command(
     user: Annotated[str | None, typer.Option("--user", "-u", help="Run CMD as this user.")] = None,
     duration: Annotated[float | None, typer.Option(min=0.0, help="Stop recording after so many seconds.")] = None,
     force: Annotated[bool, typer.Option(help="Overwrite the trace file.")] = False,
+    stacks: Annotated[bool, typer.Option("--stacks", help="Keep the user stack of each call, for `show`.")] = False,
     layer: Annotated[str, typer.Option(help="auto, operations or decisions.")] = "auto",
     max_size: Annotated[str | None, typer.Option(help="Stop when the trace is this big: 500M, 2G.")] = None,
     buffer: Annotated[str, typer.Option(help="Size of the ring buffer, a power of two: 16M.")] = "16M",
@@ -55,6 +56,7 @@ def command(
         ring_bytes=_ring(buffer),
         max_spaces=8192 if everything else 1024,
         layer=layer,
+        stacks=stacks,
     )
 
     def say(text: str) -> None:

@@ -16,7 +16,8 @@ from vmatrace.replay import Refusals
 from vmatrace.report.adoption import adoption_lines
 from vmatrace.report.events import Older, render_event
 from vmatrace.report.refusals import RefusalSummary
-from vmatrace.timeline import adoption, event_columns, iter_events
+from vmatrace.report.stacks import stack_lines
+from vmatrace.timeline import NamedStacks, adoption, event_columns, iter_events
 
 _ATTEMPTS = frozenset(("merge_attempt", "merge_refused"))
 
@@ -47,15 +48,20 @@ def command(
     reasons = Refusals(opened) if _ATTEMPTS.intersection(kinds) else None
     events = itertools.islice(iter_events(opened, pid, kinds, _address(addr), reasons), limit)
     table = adoption(opened, pid) if "mmap_prepare" in kinds else None
+    stacks = NamedStacks(opened)
     if format is Format.json:
         extra = {} if table is None else {"adoption": [row.document() for row in table]}
-        common.print_json({"schema": 1, "events": list(events), **extra})
+        common.print_json({"schema": 1, "events": [stacks.add_to(event) for event in events], **extra})
     elif format is Format.csv:
         common.print_csv(event_columns(), events)
     else:
-        summary, older = RefusalSummary(), Older()
+        summary, older, told = RefusalSummary(), Older(), (0, -1)
         for event in events:
             print(render_event(event, older))
+            if (event["space"], event["op"]) != told:  # once for all events of an operation
+                told = event["space"], event["op"]
+                for line in stack_lines(stacks.of(*told)):
+                    print(line)
             summary.add(event)
         for line in summary.lines():
             print(line)

@@ -6,9 +6,10 @@ from vmatrace.timeline.document import difference_document, snapshot_document, v
 from vmatrace.timeline.events import EVENT_KINDS, event_columns, iter_events
 from vmatrace.timeline.moments import parse_moment
 from vmatrace.timeline.space import Difference, Event, Lifetime, Snapshot, Timeline, difference, timelines
+from vmatrace.timeline.stacks import Frame, NamedStacks
 
 __all__ = [
-    "EVENT_KINDS", "Adoption", "Difference", "Event", "Lifetime", "Snapshot", "Timeline", "adoption", "difference",
-    "difference_document", "event_columns", "iter_events", "parse_moment", "snapshot_document", "timelines",
-    "vma_document",
+    "EVENT_KINDS", "Adoption", "Difference", "Event", "Frame", "Lifetime", "NamedStacks", "Snapshot", "Timeline",
+    "adoption", "difference", "difference_document", "event_columns", "iter_events", "parse_moment",
+    "snapshot_document", "timelines", "vma_document",
 ]  # fmt: skip

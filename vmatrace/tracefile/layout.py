@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, Final
 
 import pyarrow as pa
 
-from vmatrace.schema import INFORMATIONAL, INPUT, ROW_TABLES, SCHEMA_VERSION, Field, tables_of
+from vmatrace.schema import INFORMATIONAL, INPUT, LAYER_TABLES, ROW_TABLES, SCHEMA_VERSION, TABLES, Field
 
 METADATA_KEY: Final = b"vmatrace"
 END_FIELDS: Final = (
@@ -31,6 +31,11 @@ ARROW_TYPES: Final = {
     "i64": pa.int64(),
     "text": pa.string(),
 }
+
+
+def tables_of(layers: Iterable[str]) -> dict[str, tuple[Field, ...]]:
+    """The tables of a trace with those layers."""
+    return {name: fields for name, fields in TABLES.items() if LAYER_TABLES.get(name) in (None, *layers)}
 
 
 def arrow_schema(header: Mapping[str, Any]) -> pa.Schema:

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from vmatrace.errors import CannotTrace, UsageError
-from vmatrace.schema import ROW_TABLES, Field, tables_of
-from vmatrace.tracefile.layout import ARROW_TYPES, END_FIELDS, arrow_field, arrow_schema, arrow_type, element
+from vmatrace.schema import ROW_TABLES, Field
+from vmatrace.tracefile.layout import ARROW_TYPES, END_FIELDS, arrow_field, arrow_schema, arrow_type, element, tables_of
 
 Columns = Mapping[str, Any]
 
