@@ -44,6 +44,21 @@ def test_a_difference_exits_1_and_says_which(tmp_path: Path, capsys: pytest.Capt
     assert "outcome: expected none, got merge_left" in out
 
 
+@pytest.mark.parametrize(
+    ("kernel", "rules", "outcome"),
+    [("7.1.3", [], "merge_left"), ("7.1.3", ["6.12"], "none"), ("6.12.117", [], "none"), ("5.4", [], "none")],
+)
+def test_without_rules_the_release_of_the_kernel_decides(
+    kernel: str, rules: list[str], outcome: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Sticky flags, of 6.19, let a range with guard markers join one without.
+    guarded = {"start": 0, "end": PAGE, "pgoff": 0, "flags": ["READ", "MAYBE_GUARD"]}
+    path = write(tmp_path, line(vmas=[guarded], expect={"outcome": outcome}, kernel=kernel, rules=rules))
+    assert main(["simulate", path]) == 0
+    assert "agrees" in capsys.readouterr().out
+    assert main(["simulate", write(tmp_path, line(kernel=7))]) == 2
+
+
 def test_json_has_the_promised_fields(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", write(tmp_path, line(), line(expect=None)), "--format", "json"]) == 0
     data = json.loads(capsys.readouterr().out)

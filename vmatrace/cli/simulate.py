@@ -11,7 +11,7 @@ from vmatrace.cli import common
 from vmatrace.cli.common import Format, FormatOption
 from vmatrace.cli.ruleset import WithoutOption, chosen_rules
 from vmatrace.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, UsageError
-from vmatrace.kernel import RuleSet, rule_set
+from vmatrace.kernel import NAMED, RuleSet, rule_set
 from vmatrace.rules.drawing import draw
 from vmatrace.scenario import Outcome, Scenario, read_scenarios, run_scenario
 from vmatrace.simulator import check_rule_ids
@@ -24,7 +24,7 @@ RulesOption = Annotated[
     ),
 ]
 
-# What a scenario that names no rule set is run under.
+# What a scenario that names neither a rule set nor the kernel of a release is run under.
 _DEFAULT_RULES = "6.18"
 
 
@@ -56,14 +56,17 @@ def command(
         raise UsageError(f"{scenario}: no scenario in it", "one JSON object a line; see `vmatrace simulate --help`")
     _print(outcomes, format)
     failed = sum(outcome.agrees is False for _, outcome in outcomes)
-    which = f"rules {chosen.name} ({chosen.label})" if chosen else "the rules that each scenario names"
+    which = f"rules {chosen.name} ({chosen.label})" if chosen else "the rules or the release that each scenario names"
     common.note(f"{len(outcomes)} operations by {which}: {failed} disagree")
     return EXIT_USAGE if bad else EXIT_FAILED if failed else EXIT_OK
 
 
 def _own_rules(scenario: Scenario) -> RuleSet:
+    """The first rule set that it names, else that of the release its kernel grew from (no backports of it)."""
+    release = ".".join(scenario.kernel.split(".")[:2])
+    default = release if release in NAMED else _DEFAULT_RULES
     try:
-        return rule_set(scenario.rules[0] if scenario.rules else _DEFAULT_RULES)
+        return rule_set(scenario.rules[0] if scenario.rules else default)
     except UsageError as error:
         raise UsageError(f"{scenario.where}: {error.message}", error.hint) from error
 

@@ -66,6 +66,7 @@ class Scenario:
     source: str = "derived"
     where: str = ""
     rules: tuple[str, ...] = ()
+    kernel: str = ""
 
 
 def read_scenarios(path: Path) -> Iterator[Scenario | UsageError]:
@@ -109,7 +110,7 @@ def parse_scenario(line: str, where: str = "") -> Scenario:
     steps = tuple(_parse_step(item, None if i else len(vmas), page_size) for i, item in enumerate(_steps_of(data)))
     return Scenario(
         str(data.get("name", where)), vmas, steps, limits, _parse_mm(data.get("mm", {})),
-        source, where, tuple(as_text(name, "rules:") for name in names),
+        source, where, tuple(as_text(name, "rules:") for name in names), as_text(data.get("kernel", ""), "kernel"),
     )  # fmt: skip
 
 
