@@ -197,6 +197,7 @@ _DETECTORS: Mapping[str, Detector] = {
     "compat_assigns_flags": _same_release(_wide_descriptor),
     "mremap_count_7_1": _same_release(_member("vm_operations_struct", "mapped")),
     "wide_flags": _wide_flags,
+    "merged_keeps_ops": _same_release(_member("mmap_action", "error_override")),
     "anon_pgoff": _member("vm_area_struct", "__vm_anon_pgoff_lo"),
     "no_dontunmap_self_merge": _keep_source,
     "secretmem_unlocked": _struct("secretmem_inode_state"),

@@ -336,6 +336,13 @@ _TABLE: tuple[Feature, ...] = (
         "6th parameter of vma_modify_flags is vma_flags_t *",
     ),
     Feature(
+        "merged_keeps_ops",
+        "a mapping that merges leaves the vm_ops of the VMA it joins (before: mmap_prepare's replaced them)",
+        None,
+        "v7.2",
+        "no sign of its own: member mmap_action.error_override marks the same release",
+    ),
+    Feature(
         "anon_pgoff",
         "every VMA has a second page offset; private file VMAs need both contiguous",
         None,

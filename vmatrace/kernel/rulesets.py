@@ -70,7 +70,7 @@ _RELEASES: tuple[tuple[str, Label, str], ...] = (
     ("6.19", "measured", "copied_from sticky_flags guard_av_anon_only desc_action"),
     ("7.0", "measured", "desc_vma_flags compat_assigns_flags"),
     ("7.1", "measured", "mremap_count_7_1 wide_flags droppable_unlockable"),
-    ("7.2", "measured", ""),
+    ("7.2", "measured", "merged_keeps_ops"),
     (
         "7.3",
         "measured",

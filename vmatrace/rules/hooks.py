@@ -10,7 +10,7 @@ from vmatrace.rules.accounting import lock_limit_is_reached
 from vmatrace.rules.context import Kernel
 from vmatrace.rules.model import FileGiven
 from vmatrace.rules.registry import rule
-from vmatrace.vma import DONTDUMP, DONTEXPAND, HUGETLB, LOCKED, MAYSHARE, SHARED
+from vmatrace.vma import DONTDUMP, DONTEXPAND, HUGETLB, LOCKED, MAYSHARE, SHARED, Vma
 
 
 @dataclass(slots=True)
@@ -33,6 +33,12 @@ class Mapping:
 def hook_runs_before_merge(kernel: Kernel, given: FileGiven) -> bool:
     """mmap_prepare sets flags and file in the descriptor before the merge test."""
     return given.prepare
+
+
+@rule("merged_gets_ops", "set_vma_user_defined_fields", feature="mmap_prepare", until="merged_keeps_ops")
+def merged_vma_takes_the_hooks_ops(kernel: Kernel, vma: Vma, mapping: Mapping) -> bool:
+    """The vm_ops that mmap_prepare asks for replace those of the VMA that the mapping merged into."""
+    return vma.close != mapping.close
 
 
 @rule("secretmem_shared", "secretmem_mmap, secretmem_mmap_prepare")

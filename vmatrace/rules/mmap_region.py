@@ -9,7 +9,7 @@ from vmatrace.rules.accounting import (
     stat_account,
 )
 from vmatrace.rules.context import Kernel
-from vmatrace.rules.hooks import Mapping, hook_runs_before_merge, run_hook
+from vmatrace.rules.hooks import Mapping, hook_runs_before_merge, merged_vma_takes_the_hooks_ops, run_hook
 from vmatrace.rules.ksm import ksm_flag
 from vmatrace.rules.merge import merge_new_range, tree_is_out_of_memory
 from vmatrace.rules.model import FileGiven, KernelError, New, Unmap
@@ -123,6 +123,8 @@ def _merge_or_make(kernel: Kernel, mapping: Mapping) -> Vma:
     mapping.flags |= ksm_flag(kernel, mapping, early=True)
     prev, next = kernel.space.below(mapping.start), kernel.space.find(mapping.end)
     merged = merge_new_range(kernel, _proposal(kernel, mapping, prev, next))
+    if merged is not None and prepared and merged_vma_takes_the_hooks_ops(kernel, merged, mapping):
+        return kernel.put(merged, merged._replace(close=mapping.close))
     return merged or _make(kernel, mapping, None if prepared else given)
 
 
