@@ -23,6 +23,8 @@ MAP_TYPE: Final = 0xF
 MAP_FIXED: Final = 0x10
 MAP_ANONYMOUS: Final = 0x20
 MAP_32BIT: Final = 0x40
+#: x86 since v6.6.
+MAP_ABOVE4G: Final = 0x80
 MAP_GROWSDOWN: Final = 0x100
 MAP_DENYWRITE: Final = 0x800
 MAP_EXECUTABLE: Final = 0x1000

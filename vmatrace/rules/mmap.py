@@ -5,6 +5,7 @@ from __future__ import annotations
 from vmatrace.rules.accounting import lock_limit_is_reached, may_expand, new_map_is_one_too_many
 from vmatrace.rules.constants import (
     MAP_32BIT,
+    MAP_ABOVE4G,
     MAP_ANONYMOUS,
     MAP_DROPPABLE,
     MAP_FIXED,
@@ -54,7 +55,7 @@ from vmatrace.vma import (
 _LEGACY = (
     MAP_SHARED | MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | 0x800 | 0x1000 | 0x4000000 | MAP_32BIT |
     MAP_GROWSDOWN
-    | MAP_LOCKED | MAP_NORESERVE | 0x8000 | 0x10000 | MAP_STACK | MAP_HUGETLB | (0x3F << 26)
+    | MAP_LOCKED | MAP_NORESERVE | 0x8000 | 0x10000 | MAP_STACK | MAP_HUGETLB | (0x1F << 26)
 )  # fmt: skip
 
 
@@ -256,6 +257,8 @@ def _file_flags(kernel: Kernel, given: FileGiven, prot: int, flags: int, vm_flag
     if kind == MAP_SHARED:
         flags &= _LEGACY
     elif kind == MAP_SHARED_VALIDATE:
+        if flags & MAP_ABOVE4G:
+            kernel.cannot_know("whether this kernel has MAP_ABOVE4G")
         if flags & ~(_LEGACY | (MAP_SYNC if given.sync else 0)):
             kernel.fail("EOPNOTSUPP")
     elif kind != MAP_PRIVATE:

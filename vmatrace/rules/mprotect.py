@@ -152,7 +152,7 @@ def pkey_mprotect(kernel: Kernel, operation: Operation) -> int:
     """pkey_mprotect(start, len, prot, pkey)."""
     args = operation.args
     pkey = args.get("pkey", -1)
-    return protect(kernel, args["start"], args["len"], args["prot"], -1 if pkey in (-1, 0xFFFFFFFF) else pkey)
+    return protect(kernel, args["start"], args["len"], args["prot"], -1 if pkey == 0xFFFFFFFF else pkey)
 
 
 CALLS = {"mprotect": mprotect, "pkey_mprotect": pkey_mprotect}

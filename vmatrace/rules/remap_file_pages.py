@@ -22,7 +22,7 @@ def remap_file_pages(kernel: Kernel, operation: Operation) -> int:
     args = operation.args
     mask = ~(kernel.limits.page_size - 1)
     start, size, pgoff = args["start"] & mask, args["size"] & mask, args.get("pgoff", 0)
-    if args.get("prot", 0) or start + size <= start or pgoff + (size >> kernel.shift) >= 1 << 64:
+    if args.get("prot", 0) or not size or pgoff + (size >> kernel.shift) >= 1 << 64:
         kernel.fail("EINVAL")
     vma = kernel.space.at(start)
     if vma is None or not vma.flags & SHARED:
@@ -36,7 +36,10 @@ def remap_file_pages(kernel: Kernel, operation: Operation) -> int:
         kernel.fail("EINVAL")
     if vma.kind == "sysv" and not _attached_elsewhere(kernel, vma, start, start + size):
         kernel.cannot_know("whether the segment dies with its last attach is not in the trace")
-    flags = args.get("flags", 0) & 0x10000 | MAP_SHARED | MAP_FIXED | (MAP_LOCKED if vma.flags & LOCKED else 0)
+    # MAP_NONBLOCK, the one flag that counts, only keeps pages from being populated.
+    flags = MAP_SHARED | MAP_FIXED
+    if vma.flags & LOCKED:
+        flags |= MAP_LOCKED
     given: FileGiven = kernel.inputs.get("file") or FileGiven(vma.file)
     # SHARED says that the file was opened for writing; without MAYWRITE it is sealed.
     given = replace(

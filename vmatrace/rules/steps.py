@@ -56,8 +56,7 @@ def modify_range(kernel: Kernel, operation: Operation) -> int:
     vma = kernel.space.at(start)
     if vma is None or end > vma.end:
         kernel.cannot_know("the range is not inside one VMA")
-    prev = vma if start > vma.start else kernel.space.below(start)
-    modify_flags(kernel, vma, prev, start, end, operation.args["flags"])
+    modify_flags(kernel, vma, kernel.space.below(start), start, end, operation.args["flags"])
     return 0
 
 

@@ -71,7 +71,7 @@ def _range(kernel: Kernel, operation: Operation) -> tuple[int, int, list[Vma]]:
     start, length = operation.args["start"], operation.args["len"]
     limits = kernel.limits
     wrong = not kernel.aligned(start) or not kernel.aligned(length) or not length or start < limits.mmap_min_addr
-    if wrong or start >= limits.task_size or length > limits.task_size - start:
+    if wrong or length > limits.task_size - start:
         kernel.fail("EINVAL")
     found = kernel.space.overlapping(start, start + length)
     if not found:
